@@ -1,0 +1,1 @@
+"""A deployable Flask service on `resilience`: clone it to start from, or run it as it is."""

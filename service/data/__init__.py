@@ -1,0 +1,1 @@
+"""Data access: the Protocols of `service.services.ports`, implemented with SQLAlchemy."""

@@ -1,0 +1,1 @@
+"""The rules of the service, written against the Protocols in `ports`."""

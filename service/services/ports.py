@@ -1,0 +1,73 @@
+"""What the services need from outside, as Protocols. `service.data` and `service.clients` implement them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.model import Page, Role, User
+
+__all__ = ["Backend", "BackendResponse", "PasswordHasher", "TokenSigner", "UserRepository"]
+
+
+class UserRepository(Protocol):
+    """Users at rest. Every method is one transaction. Raises `DatabaseBusy` (503) when the database does not take
+    it in time and `DatabaseFailed` (500) when it fails."""
+
+    def get(self, user_id: int) -> User | None:
+        """The user, or None."""
+
+    def credentials(self, name: str) -> tuple[User, str] | None:
+        """The user of that name (names compare without case) with its password hash, or None."""
+
+    def page(self, after: int, size: int) -> Page:
+        """Up to `size` users with an id above `after`, by id."""
+
+    def add(self, *, name: str, email: str, role: Role, password_hash: str) -> User:
+        """Store a new user. Raises `Conflict` when name or email is taken, naming which."""
+
+    def change(self, user_id: int, version: int | None, changes: Mapping[str, str]) -> User | None:
+        """Apply `changes` (name, email, role, password_hash) if the stored version equals `version` (None: whatever
+        it is). None when there is no such user; raises `PreconditionFailed` on another version, `Conflict` as `add`."""
+
+    def remove(self, user_id: int, version: int | None) -> bool:
+        """Delete the user under the same version rule. False when there is no such user."""
+
+
+class PasswordHasher(Protocol):
+    """Slow, salted password hashing, off the event loop. Raises `Overloaded` when its queue is full."""
+
+    def hash(self, password: str) -> str:
+        """The salted hash, in PHC string format."""
+
+    def verify(self, password_hash: str | None, password: str) -> bool:
+        """Whether the password matches. None (no such user) costs the same time and is False."""
+
+
+class TokenSigner(Protocol):
+    """Bearer tokens."""
+
+    def issue(self, user: User) -> tuple[str, int]:
+        """A signed token and its lifetime in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendResponse:
+    """A backend's answer: status and headers at once, the body as it arrives. `body` must be exhausted or closed."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: Iterator[bytes]
+
+
+class Backend(Protocol):
+    """One configured backend, guarded by its own circuit breaker."""
+
+    def forward(
+        self, method: str, target: str, headers: tuple[tuple[str, str], ...], body: bytes
+    ) -> BackendResponse:
+        """Send the request to `target` (path and query below the backend's base URL, already encoded).
+
+        Raises `CircuitIsOpen`, `BackendFailed`, `BackendTimedOut` or `BackendSaturated`.
+        """
