@@ -1,0 +1,53 @@
+"""Rate limits and circuit breakers for Flask, exact and concurrent under threads and greenlets.
+
+The front door. Anything not listed in `__all__` may change without notice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from resilience.core.limiter import Decision, Limit, Quota
+from resilience.decorators.breaker import CircuitBreaker, CircuitOpen, CircuitSnapshot, circuit_breaker
+from resilience.decorators.limiter import LimiterSnapshot, RateLimiter, rate_limit
+from resilience.errors import RateLimited, Rejected, ResilienceError, StorageUnavailable
+from resilience.storage.address import open_storage
+from resilience.storage.memory import MemoryStorage
+
+if TYPE_CHECKING:
+    from resilience.adapters.admin import create_admin_blueprint
+    from resilience.adapters.flask import Resilience
+
+__all__ = [
+    "CircuitBreaker",
+    "CircuitOpen",
+    "CircuitSnapshot",
+    "Decision",
+    "Limit",
+    "LimiterSnapshot",
+    "MemoryStorage",
+    "Quota",
+    "RateLimited",
+    "RateLimiter",
+    "Rejected",
+    "Resilience",
+    "ResilienceError",
+    "StorageUnavailable",
+    "circuit_breaker",
+    "create_admin_blueprint",
+    "open_storage",
+    "rate_limit",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Flask is imported when it is asked for, so that plain programs start without it.
+    if name == "Resilience":
+        from resilience.adapters.flask import Resilience
+
+        return Resilience
+    if name == "create_admin_blueprint":
+        from resilience.adapters.admin import create_admin_blueprint
+
+        return create_admin_blueprint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""The edges: Flask, HTTP fields, the admin endpoint, the sockets between workers."""

@@ -1,0 +1,188 @@
+"""The workers of one service ask each other: one Unix socket per worker, in a folder that only its owner can enter.
+
+A message and its answer are one line of JSON each. Runs on threads; in a patched process these are greenlets.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ["Answers", "Peers"]
+
+_LOG = logging.getLogger(__name__)
+_LARGEST_MESSAGE = 4 * 1024 * 1024
+_SUN_PATH = 104  # the longest socket path that every Unix takes, with its final zero
+
+Message = Mapping[str, Any]
+
+
+class Answers(NamedTuple):
+    """What the workers said, by process id, and which did not answer in time."""
+
+    by_worker: dict[int, dict[str, Any]]
+    unreached: tuple[int, ...]
+
+
+class Peers:
+    """This worker and its siblings, which are the processes with a socket in `directory`.
+
+    `answer` turns a message into this worker's answer. Without a directory this worker is alone. `timeout` bounds the
+    whole question, in seconds.
+    """
+
+    def __init__(
+        self, answer: Callable[[Message], dict[str, Any]], *, directory: Path | None, timeout: float = 1.0
+    ) -> None:
+        self._answer = answer
+        self._directory = directory
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._listening_as: int | None = None  # guarded by _lock; the process that listens: a fork does not
+        self._listener: socket.socket | None = None
+
+    def listen(self) -> None:
+        """Answer siblings from now on. Does nothing without a directory, or when this process listens already.
+
+        Raises `PermissionError` when the folder belongs to another user or lets others in, and `ValueError` when its
+        path is too long for a socket.
+        """
+        if self._directory is None or self._listening_as == os.getpid():
+            return
+        with self._lock:
+            if self._listening_as == os.getpid():
+                return
+            self._listener = _bind(_socket_path(self._directory, os.getpid()))
+            self._listening_as = os.getpid()
+        threading.Thread(target=self._accept, args=(self._listener,), name="seawall-peers", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop answering and take the socket out of the folder."""
+        with self._lock:
+            listener, self._listener = self._listener, None
+            owned = self._listening_as == os.getpid()
+            self._listening_as = None
+        if listener is None:
+            return
+        if owned and self._directory is not None:
+            _socket_path(self._directory, os.getpid()).unlink(missing_ok=True)
+        # Closing alone does not wake a thread that waits in accept.
+        try:
+            listener.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            _LOG.debug("peer socket was gone already")
+        listener.close()
+
+    def ask(self, message: Message) -> Answers:
+        """Ask every worker, this one included, side by side. Those that do not answer in time are named."""
+        answers: dict[int, dict[str, Any]] = {}
+        silent: set[int] = set()
+        lock = threading.Lock()
+
+        def question(pid: int, path: Path) -> None:
+            answer = self._question(path, message)
+            with lock:
+                if answer is not None:
+                    answers[pid] = answer
+                elif _is_running(pid):
+                    silent.add(pid)
+                else:
+                    path.unlink(missing_ok=True)  # killed before it could tidy up
+
+        threads = [threading.Thread(target=question, args=(pid, path), daemon=True) for pid, path in self._siblings()]
+        for thread in threads:
+            thread.start()
+        own = self._answer(message)
+        for thread in threads:
+            thread.join(2 * self._timeout)
+        with lock:
+            return Answers({os.getpid(): own, **answers}, tuple(sorted(silent)))
+
+    def _siblings(self) -> list[tuple[int, Path]]:
+        if self._directory is None or not self._directory.is_dir():
+            return []
+        found = ((path.stem, path) for path in self._directory.glob("*.sock"))
+        return [(int(stem), path) for stem, path in found if stem.isdecimal() and int(stem) != os.getpid()]
+
+    def _question(self, path: Path, message: Message) -> dict[str, Any] | None:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(self._timeout)
+                connection.connect(str(path))
+                connection.sendall(json.dumps(message).encode() + b"\n")
+                answer = json.loads(_read_line(connection))
+        except (OSError, ValueError) as error:
+            _LOG.warning("worker %s did not answer: %s", path.stem, error)
+            return None
+        return answer if isinstance(answer, dict) else None
+
+    def _accept(self, listener: socket.socket) -> None:
+        while self._listener is listener:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._serve, args=(connection,), name="seawall-peer", daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(self._timeout)
+            try:
+                message = json.loads(_read_line(connection))
+                connection.sendall(json.dumps(self._answer(message)).encode() + b"\n")
+            except (OSError, ValueError) as error:
+                _LOG.warning("a sibling's question could not be answered: %s", error)
+
+
+def _socket_path(directory: Path, pid: int) -> Path:
+    return directory / f"{pid}.sock"
+
+
+def _bind(path: Path) -> socket.socket:
+    if len(os.fsencode(path)) >= _SUN_PATH:
+        raise ValueError(f"{path} is too long for a Unix socket: choose a shorter RESILIENCE_PEER_DIRECTORY")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = path.parent.lstat()
+    if not stat.S_ISDIR(folder.st_mode) or folder.st_uid != os.geteuid() or folder.st_mode & 0o077:
+        raise PermissionError(
+            f"{path.parent} must be a folder of this user's that nobody else can enter: chmod 700 it or choose another"
+        )
+    path.unlink(missing_ok=True)  # of an earlier process with this id
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)  # nobody can connect before listen
+        listener.listen(64)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _read_line(connection: socket.socket) -> bytes:
+    received = bytearray()
+    while not received.endswith(b"\n"):
+        chunk = connection.recv(65_536)
+        if not chunk:
+            raise ConnectionResetError("the line broke off")
+        received += chunk
+        if len(received) > _LARGEST_MESSAGE:
+            raise ValueError("the message is too long")
+    return bytes(received)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""The policies as callers meet them: decorators and the objects behind them."""

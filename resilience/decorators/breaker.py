@@ -1,0 +1,627 @@
+"""The circuit breaker as a `pybreaker.CircuitBreaker` that never holds a lock during the call.
+
+A lock guards arithmetic on the circuit. It is never held during the protected call, a listener, or a storage's I/O.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import threading
+import types
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+
+import pybreaker
+
+from resilience.clock import SYSTEM_CLOCK
+from resilience.core.breaker import (
+    CLOSED,
+    HALF_OPEN,
+    OPEN,
+    BreakerPolicy,
+    Circuit,
+    Event,
+    Outcome,
+    Permit,
+    Refusal,
+    Transition,
+    admit,
+    force,
+    retry_after,
+    settle,
+)
+from resilience.errors import Rejected
+from resilience.greenlets import INTERRUPTIONS
+from resilience.ports import Clock
+from resilience.registry import PROCESS_REGISTRY
+
+__all__ = ["CircuitBreaker", "CircuitOpen", "CircuitSnapshot", "circuit_breaker"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Excluded = type[BaseException] | Callable[[Any], bool]
+
+_FORCING = {OPEN: Event.FORCE_OPEN, CLOSED: Event.FORCE_CLOSED, HALF_OPEN: Event.FORCE_HALF_OPEN}
+_STATE_CLASSES: dict[str, Any] = {
+    CLOSED: pybreaker.CircuitClosedState,
+    OPEN: pybreaker.CircuitOpenState,
+    HALF_OPEN: pybreaker.CircuitHalfOpenState,
+}
+
+
+class CircuitOpen(Rejected, pybreaker.CircuitBreakerError):
+    """The circuit is open, or half-open with all its probes under way: the call was not made.
+
+    Also raised, for the call that trips the circuit, by a breaker with `throw_new_error_on_trip`.
+    """
+
+
+class CircuitSnapshot(NamedTuple):
+    """A circuit as this process sees it. Counts of calls are since the process started; times are in seconds."""
+
+    name: str
+    state: str
+    failures: int
+    successes: int
+    fail_max: int
+    reset_timeout: float
+    success_threshold: int
+    half_open_max_calls: int
+    retry_after: float
+    succeeded: int
+    failed: int
+    ignored: int
+    not_permitted: int
+
+
+class _CircuitStorage(pybreaker.CircuitMemoryStorage):
+    """pybreaker's view of a circuit that lives in this process: a window, not a copy."""
+
+    def __init__(self, circuit: Circuit, clock: Clock) -> None:
+        pybreaker.CircuitBreakerStorage.__init__(self, "memory")
+        self._circuit = circuit
+        self._clock = clock
+
+    @property
+    def state(self) -> str:
+        return self._circuit.state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        if state != self._circuit.state:
+            force(self._circuit, _FORCING[state], self._clock.seconds())
+
+    @property
+    def counter(self) -> int:
+        return self._circuit.failures
+
+    def increment_counter(self) -> None:
+        self._circuit.failures += 1
+
+    def reset_counter(self) -> None:
+        self._circuit.failures = 0
+
+    @property
+    def success_counter(self) -> int:
+        return self._circuit.successes
+
+    def increment_success_counter(self) -> None:
+        self._circuit.successes += 1
+
+    def reset_success_counter(self) -> None:
+        self._circuit.successes = 0
+
+    @property
+    def opened_at(self) -> datetime | None:
+        if self._circuit.state == CLOSED and not self._circuit.opened_at:
+            return None
+        return datetime.now(UTC) - timedelta(seconds=self._clock.seconds() - self._circuit.opened_at)
+
+    @opened_at.setter
+    def opened_at(self, moment: datetime) -> None:
+        self._circuit.opened_at = self._clock.seconds() - (datetime.now(UTC) - moment).total_seconds()
+
+
+class CircuitBreaker(pybreaker.CircuitBreaker):
+    """A `pybreaker.CircuitBreaker` under which calls run side by side.
+
+    It takes pybreaker's arguments and keeps its states, listeners, exclusions, storages and exceptions. Beyond them:
+
+    - `ignore`: exception types or predicates whose calls count as neither success nor failure (`exclude` keeps
+      pybreaker's meaning: they count as success). `GreenletExit`, `GeneratorExit`, `SystemExit` and `KeyboardInterrupt`
+      always count as neither; `gevent.Timeout` is a failure.
+    - `half_open_max_calls`: how many probes a half-open circuit lets pass at once (1). `probe_lease`: seconds after which
+      a probe that never reported frees its place (the larger of 60 and `reset_timeout`).
+    - a rejection is a `CircuitOpen`, which is a `pybreaker.CircuitBreakerError` and carries `retry_after`.
+    - listeners run outside the state lock, in the order of the transitions; one that raises is the caller's error, as in
+      pybreaker, and never leaves the circuit in a wrong state.
+
+    A function that returns a generator is guarded until the generator is exhausted (success), raises (by the exception) or
+    is closed early (neither). Raises `ValueError` for values out of range.
+    """
+
+    def __init__(
+        self,
+        fail_max: int = 5,
+        reset_timeout: float = 60,
+        success_threshold: int = 1,
+        exclude: Iterable[Excluded] | None = None,
+        listeners: Sequence[pybreaker.CircuitBreakerListener] | None = None,
+        state_storage: pybreaker.CircuitBreakerStorage | None = None,
+        name: str | None = None,
+        throw_new_error_on_trip: bool = True,
+        *,
+        ignore: Iterable[Excluded] = (),
+        half_open_max_calls: int = 1,
+        probe_lease: float | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        lease = max(60.0, reset_timeout) if probe_lease is None else probe_lease
+        self._policy = BreakerPolicy(fail_max, reset_timeout, success_threshold, half_open_max_calls, lease)
+        self._seconds = clock.seconds
+        self._circuit = Circuit()  # guarded by _state_lock
+        self._state_lock = threading.Lock()
+        self._transitions: deque[Transition] = deque()  # made but not yet announced
+        # Re-entrant, so that a listener may open or close the circuit that it listens to.
+        self._announcing = threading.RLock()
+        self._ignored_exceptions = tuple(ignore)
+        self._succeeded = self._failed = self._ignored = self._not_permitted = 0
+        # A storage of the caller's is the truth; the circuit here follows it.
+        self._shared = state_storage is not None
+        super().__init__(
+            exclude=exclude,
+            listeners=listeners,
+            state_storage=state_storage or _CircuitStorage(self._circuit, clock),
+            name=name,
+            throw_new_error_on_trip=throw_new_error_on_trip,
+        )
+        if self._shared:
+            self._follow_storage(announce=False)
+
+    def __repr__(self) -> str:
+        snapshot = self.snapshot()
+        waiting = f", {snapshot.retry_after:.1f} s left" if snapshot.state == OPEN else ""
+        return f"<CircuitBreaker {self.name}: {snapshot.state}{waiting}>"
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def call(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call `func` if the circuit admits it, and let the circuit learn from the result. Raises `CircuitOpen` if not."""
+        circuit = self._circuit
+        permit = circuit.permit if circuit.state is CLOSED and not self._shared else self._admit()
+        try:
+            for listener in self._listeners:
+                listener.before_call(self, func, *args, **kwargs)
+            result = func(*args, **kwargs)
+        except BaseException as error:
+            self._settle_error(permit, error)
+            raise
+        if type(result) is types.GeneratorType:
+            guarded: Any = _GuardedGenerator(self, permit, cast("Generator[Any, Any, Any]", result))
+            return cast("T", guarded)
+        if circuit.permit is permit and not circuit.failures and not self._listeners and not self._shared:
+            # Closed, as when the call began, and nothing to forget: the state is as it should be.
+            self._succeeded += 1
+            return result
+        self._settle_success(permit)
+        return result
+
+    def __call__(self, *call_args: Any, **call_kwargs: bool) -> Any:
+        """Guard a function: `@breaker` or `@breaker()`."""
+        if call_args and inspect.iscoroutinefunction(call_args[0]):
+            raise TypeError(
+                f"{call_args[0].__qualname__} is a coroutine function: a CircuitBreaker guards plain functions"
+            )
+        return super().__call__(*call_args, **call_kwargs)
+
+    def calling(self) -> Any:
+        """A context manager: the block inside `with breaker.calling():` is the call."""
+        return self._calling()
+
+    @contextlib.contextmanager
+    def _calling(self) -> Iterator[None]:
+        permit = self._admit()
+        try:
+            for listener in self._listeners:
+                listener.before_call(self, self._calling)
+            yield
+        except BaseException as error:
+            self._settle_error(permit, error)
+            raise
+        self._settle_success(permit)
+
+    def call_async(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a Tornado coroutine `func` as `call` does. Needs Tornado."""
+
+        def wrapped() -> Generator[Any, Any, Any]:
+            permit = self._admit()
+            try:
+                for listener in self._listeners:
+                    listener.before_call(self, func, *args, **kwargs)
+                result = yield func(*args, **kwargs)
+            except BaseException as error:
+                self._settle_error(permit, error)
+                raise
+            self._settle_success(permit)
+            return result
+
+        return vars(pybreaker)["gen"].coroutine(wrapped)()  # only there when Tornado is installed
+
+    # -- before and after a call ---------------------------------------------------------------------------------------
+
+    def _admit(self) -> Permit:
+        if self._shared:
+            self._follow_storage()
+        with self._state_lock:
+            answer, transition = admit(self._circuit, self._policy, self._seconds())
+            if isinstance(answer, Refusal):
+                self._not_permitted += 1
+        try:
+            self._announce(transition)
+        except BaseException:
+            if isinstance(answer, Permit):  # a listener raised: the call will not be made
+                self._settle(answer, Outcome.IGNORED)
+            raise
+        if isinstance(answer, Refusal):
+            raise CircuitOpen(
+                "Timeout not elapsed yet, circuit breaker still open",
+                policy=self._label,
+                retry_after=answer.retry_after,
+            )
+        return answer
+
+    def _settle_success(self, permit: Permit) -> None:
+        transition = self._settle(permit, Outcome.SUCCESS)
+        self._announce(transition)
+        for listener in self.listeners:
+            listener.success(self)
+
+    def _settle_error(self, permit: Permit, error: BaseException) -> None:
+        """Settle a call that raised. Raises `CircuitOpen` when it tripped the circuit and the breaker says so."""
+        outcome = self._classify(error)
+        if outcome is Outcome.SUCCESS:
+            self._settle_success(permit)
+            return
+        transition = self._settle(permit, outcome)
+        if outcome is Outcome.IGNORED:
+            return
+        for listener in self.listeners:
+            listener.failure(self, error)
+        self._announce(transition)
+        if transition is not None and self._throw_new_error_on_trip:
+            message = (
+                "Failures threshold reached, circuit breaker opened"
+                if transition.old == CLOSED
+                else "Trial call failed, circuit breaker opened"
+            )
+            raise CircuitOpen(message, policy=self._label, retry_after=self._policy.reset_timeout).with_traceback(
+                error.__traceback__
+            ) from error
+
+    def _settle(self, permit: Permit, outcome: Outcome) -> Transition | None:
+        shared_failures = self._count_in_storage(permit, outcome) if self._shared else None
+        with self._state_lock:
+            if outcome is Outcome.SUCCESS:
+                self._succeeded += 1
+            elif outcome is Outcome.FAILURE:
+                self._failed += 1
+            else:
+                self._ignored += 1
+            if shared_failures is not None:
+                self._circuit.failures = shared_failures - (outcome is Outcome.FAILURE)
+            transition = settle(self._circuit, self._policy, permit, outcome, self._seconds())
+        if transition is not None:
+            self._transitions.append(transition)
+            if self._shared:
+                self._tell_storage(transition.new)
+        return transition
+
+    def _classify(self, error: BaseException) -> Outcome:
+        if isinstance(error, INTERRUPTIONS) or _matches(error, self._ignored_exceptions):
+            return Outcome.IGNORED
+        return Outcome.FAILURE if self.is_system_error(error) else Outcome.SUCCESS
+
+    def is_system_error(self, exception: BaseException) -> bool:
+        """Whether `exception` says that what was called is unhealthy: true unless it is excluded."""
+        return not _matches(exception, self._excluded_exceptions)
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _label(self) -> str:
+        return self._name or "circuit"
+
+    @property
+    def state(self) -> Any:
+        """pybreaker's state object. Assign a state's name to force it."""
+        if self._shared:
+            self._follow_storage()
+        return self._state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._force(state)
+
+    def open(self) -> bool:
+        """Reject calls from now on, for `reset_timeout` seconds. Returns `throw_new_error_on_trip`, as pybreaker does."""
+        self._force(OPEN)
+        return self._throw_new_error_on_trip
+
+    def half_open(self) -> None:
+        """Let probes pass: they decide whether the circuit closes."""
+        self._force(HALF_OPEN)
+
+    def close(self) -> None:
+        """Let calls pass."""
+        self._force(CLOSED)
+
+    def reset(self) -> None:
+        """Close the circuit and forget every count, also those of calls."""
+        self._force(CLOSED)
+        with self._state_lock:
+            self._succeeded = self._failed = self._ignored = self._not_permitted = 0
+
+    def snapshot(self) -> CircuitSnapshot:
+        """The circuit as this process sees it now, without asking a shared storage."""
+        with self._state_lock:
+            circuit, policy = self._circuit, self._policy
+            return CircuitSnapshot(
+                name=self._label,
+                state=circuit.state,
+                failures=circuit.failures,
+                successes=circuit.successes,
+                fail_max=policy.fail_max,
+                reset_timeout=policy.reset_timeout,
+                success_threshold=policy.success_threshold,
+                half_open_max_calls=policy.half_open_max_calls,
+                retry_after=retry_after(circuit, policy, self._seconds()),
+                succeeded=self._succeeded,
+                failed=self._failed,
+                ignored=self._ignored,
+                not_permitted=self._not_permitted,
+            )
+
+    @property
+    def ignored_exceptions(self) -> tuple[Excluded, ...]:
+        """Exception types and predicates whose calls count as neither success nor failure."""
+        return self._ignored_exceptions
+
+    # pybreaker keeps these three apart and lets them be assigned; here they are one frozen policy.
+
+    @property
+    def fail_max(self) -> int:
+        """Consecutive failures that open the circuit."""
+        return self._policy.fail_max
+
+    @fail_max.setter
+    def fail_max(self, number: int) -> None:
+        self._change_policy(fail_max=number)
+
+    @property
+    def reset_timeout(self) -> float:
+        """Seconds that an opened circuit stays open."""
+        return self._policy.reset_timeout
+
+    @reset_timeout.setter
+    def reset_timeout(self, timeout: float) -> None:
+        self._change_policy(reset_timeout=timeout)
+
+    @property
+    def success_threshold(self) -> int:
+        """Probes that must succeed to close the circuit."""
+        return self._policy.success_threshold
+
+    @success_threshold.setter
+    def success_threshold(self, threshold: int) -> None:
+        self._change_policy(success_threshold=threshold)
+
+    def _change_policy(self, **changes: Any) -> None:
+        self._policy = dataclasses.replace(self._policy, **changes)
+
+    def _force(self, state: str) -> None:
+        if state not in _FORCING:
+            raise ValueError(f"Unknown state {state!r}, valid states: {', '.join(_FORCING)}")
+        with self._state_lock:
+            transition = force(self._circuit, _FORCING[state], self._seconds())
+        self._transitions.append(transition)
+        if self._shared:
+            self._tell_storage(state)
+        self._announce(transition)
+
+    def _announce(self, transition: Transition | None) -> None:
+        """Tell the listeners of every transition not yet told, in order, each once."""
+        if transition is not None and transition.event is Event.COOL:
+            self._transitions.append(transition)
+            if self._shared:
+                self._tell_storage(transition.new)
+        if not self._transitions:
+            return
+        with self._announcing:
+            while self._transitions:
+                made = self._transitions.popleft()
+                old, self._state = self._state, self._create_new_state(made.new)
+                for listener in self.listeners:
+                    listener.state_change(self, old, self._state)
+
+    def _create_new_state(self, new_state: str, prev_state: Any = None, notify: bool = False) -> Any:  # noqa: ARG002  # pybreaker's signature
+        """A state object of pybreaker's. Never announces: that is `_announce`'s work."""
+        if new_state not in _STATE_CLASSES:
+            raise ValueError(f"Unknown state {new_state!r}, valid states: {', '.join(_STATE_CLASSES)}")
+        return _STATE_CLASSES[new_state](self, prev_state=prev_state, notify=False)
+
+    # -- a storage of the caller's -------------------------------------------------------------------------------------
+
+    def _follow_storage(self, *, announce: bool = True) -> None:
+        """Move to the state that the storage tells, if another process moved it."""
+        storage = self._state_storage
+        seen = storage.state
+        if seen == self._circuit.state:
+            return
+        opened_at = storage.opened_at if seen == OPEN else None
+        with self._state_lock:
+            if seen == self._circuit.state:
+                return
+            now = self._seconds()
+            transition = force(self._circuit, _FORCING[seen], now)
+            if opened_at is not None:
+                self._circuit.opened_at = now - max(0.0, (datetime.now(UTC) - opened_at).total_seconds())
+        if announce:
+            self._transitions.append(transition)
+            self._announce(transition)
+
+    def _count_in_storage(self, permit: Permit, outcome: Outcome) -> int | None:
+        storage = self._state_storage
+        if permit.generation != self._circuit.generation:
+            return None
+        if outcome is Outcome.SUCCESS:
+            storage.reset_counter()
+            if self._circuit.state == HALF_OPEN:
+                storage.increment_success_counter()
+            return 0
+        if outcome is Outcome.FAILURE:
+            storage.increment_counter()
+            return storage.counter
+        return None
+
+    def _tell_storage(self, state: str) -> None:
+        storage = self._state_storage
+        storage.reset_success_counter()
+        if state == OPEN:
+            storage.opened_at = datetime.now(UTC)
+        elif state == CLOSED:
+            storage.reset_counter()
+        storage.state = state
+
+
+def _matches(error: BaseException, rules: Iterable[Excluded]) -> bool:
+    for rule in rules:
+        # isinstance, not `type(rule) is type`: an exception class with a metaclass is a class too.
+        if isinstance(rule, type):
+            if isinstance(error, rule):
+                return True
+        elif rule(error):
+            return True
+    return False
+
+
+class _GuardedGenerator(Generator[Any, Any, Any]):
+    """A generator whose call is settled when it ends, however it ends."""
+
+    def __init__(self, breaker: CircuitBreaker, permit: Permit, generator: Generator[Any, Any, Any]) -> None:
+        self._breaker = breaker
+        self._permit: Permit | None = permit
+        self._generator = generator
+
+    def send(self, value: Any) -> Any:
+        try:
+            return self._generator.send(value)
+        except StopIteration:
+            self._succeed()
+            raise
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            return self._generator.throw(*error)
+        except StopIteration:
+            self._succeed()
+            raise
+        except BaseException as raised:
+            self._fail(raised)
+            raise
+
+    def close(self) -> None:
+        try:
+            self._generator.close()
+        finally:
+            self._release()
+
+    def __del__(self) -> None:
+        # Never started, or dropped half-way: a permit that is not given back would be a probe lost.
+        self._release()
+
+    def _succeed(self) -> None:
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            self._breaker._settle_success(permit)  # noqa: SLF001  # the two classes are one unit
+
+    def _fail(self, error: BaseException) -> None:
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            self._breaker._settle_error(permit, error)  # noqa: SLF001
+
+    def _release(self) -> None:
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            self._breaker._settle(permit, Outcome.IGNORED)  # noqa: SLF001
+
+
+_OPTIONS = ("fail_max", "reset_timeout", "success_threshold", "half_open_max_calls")
+_creating = threading.Lock()
+
+
+def circuit_breaker(
+    name: str,
+    *,
+    fail_max: int = 5,
+    reset_timeout: float = 60.0,
+    success_threshold: int = 1,
+    half_open_max_calls: int = 1,
+    exclude: Iterable[Excluded] = (),
+    ignore: Iterable[Excluded] = (),
+    listeners: Sequence[pybreaker.CircuitBreakerListener] = (),
+    throw_new_error_on_trip: bool = False,
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Guard functions with the circuit `name`; see `CircuitBreaker` for the options.
+
+    All functions of one name in a process share one circuit: it stands for what they call. The call that trips the
+    circuit raises its own exception. The breaker itself is the attribute `circuit` of the decorated function. Raises
+    `ValueError` when the name is in use with other options.
+    """
+    exclude, ignore = tuple(exclude), tuple(ignore)
+    wanted = (fail_max, reset_timeout, success_threshold, half_open_max_calls, exclude, ignore)
+    with _creating:
+        breaker = PROCESS_REGISTRY.circuits.get(name)
+        if breaker is None:
+            breaker = CircuitBreaker(
+                fail_max=fail_max,
+                reset_timeout=reset_timeout,
+                success_threshold=success_threshold,
+                half_open_max_calls=half_open_max_calls,
+                exclude=exclude,
+                ignore=ignore,
+                listeners=listeners,
+                name=name,
+                throw_new_error_on_trip=throw_new_error_on_trip,
+            )
+            PROCESS_REGISTRY.add_circuit(breaker)
+        elif not isinstance(breaker, CircuitBreaker) or _options(breaker) != wanted:
+            raise ValueError(f"the circuit {name!r} exists with other options: use the same ones, or another name")
+    shared = breaker
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"{function.__qualname__} is a coroutine function: a circuit guards plain functions")
+
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+            return shared.call(function, *args, **kwargs)
+
+        guarded.circuit = shared  # type: ignore[attr-defined]  # lets callers reach the circuit of a function
+        return guarded
+
+    return decorate
+
+
+def _options(breaker: CircuitBreaker) -> tuple[Any, ...]:
+    policy = (breaker.fail_max, breaker.reset_timeout, breaker.success_threshold)
+    snapshot = breaker.snapshot()
+    return (*policy, snapshot.half_open_max_calls, breaker.excluded_exceptions, breaker.ignored_exceptions)

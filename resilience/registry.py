@@ -1,0 +1,88 @@
+"""Which policies exist. Decorators enter theirs in the registry of the process; an application may add its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+__all__ = ["PROCESS_REGISTRY", "Circuit", "Limiter", "Registry"]
+
+
+class Circuit(Protocol):
+    """What the registry and the admin endpoint need of a circuit breaker."""
+
+    @property
+    def name(self) -> str | None:
+        """Under which it is listed."""
+
+    def snapshot(self) -> Any:
+        """Its state as a named tuple."""
+
+    def open(self) -> object:
+        """Reject calls from now on, until the open time is over."""
+
+    def close(self) -> None:
+        """Let calls pass."""
+
+    def reset(self) -> None:
+        """Close and forget every count."""
+
+
+class Limiter(Protocol):
+    """What the registry and the admin endpoint need of a rate limiter."""
+
+    @property
+    def name(self) -> str:
+        """Under which it is listed."""
+
+    def snapshot(self) -> Any:
+        """Its counts as a named tuple."""
+
+
+class Registry:
+    """Policies by name. Safe to share between threads and greenlets."""
+
+    def __init__(self, *, circuits: Iterable[Circuit] = (), limiters: Iterable[Limiter] = ()) -> None:
+        self._lock = threading.Lock()
+        self._circuits: dict[str, Circuit] = {}  # replaced, never changed: readers take no lock
+        self._limiters: dict[str, Limiter] = {}
+        for circuit in circuits:
+            self.add_circuit(circuit)
+        for limiter in limiters:
+            self.add_limiter(limiter)
+
+    @property
+    def circuits(self) -> Mapping[str, Circuit]:
+        """Every circuit breaker by name."""
+        return self._circuits
+
+    @property
+    def limiters(self) -> Mapping[str, Limiter]:
+        """Every rate limiter by name."""
+        return self._limiters
+
+    def add_circuit(self, circuit: Circuit) -> None:
+        """Enter a circuit breaker. Raises `ValueError` if it has no name or another one has it."""
+        name = circuit.name
+        if not name:
+            raise ValueError(f"{circuit!r} has no name: give it one, so that the admin endpoint can list it")
+        with self._lock:
+            known = self._circuits.get(name)
+            if known is not None and known is not circuit:
+                raise ValueError(f"another circuit is named {name!r} already: choose another name or share that one")
+            self._circuits = {**self._circuits, name: circuit}
+
+    def add_limiter(self, limiter: Limiter) -> None:
+        """Enter a rate limiter. A later one of the same name takes its place: an application factory may run again."""
+        with self._lock:
+            self._limiters = {**self._limiters, limiter.name: limiter}
+
+    def clear(self) -> None:
+        """Forget all: for tests."""
+        with self._lock:
+            self._circuits, self._limiters = {}, {}
+
+
+PROCESS_REGISTRY = Registry()
+"""Where decorators enter their policies."""

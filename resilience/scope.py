@@ -1,0 +1,78 @@
+"""What surrounds the current call: which storage its limits use, who is calling, who wants to know the decision.
+
+An edge (the Flask extension) adds a resolver; without one, or outside its contexts, the process itself is the scope.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from resilience.core.limiter import Decision
+from resilience.ports import LimitStorage, Scope
+from resilience.storage.address import open_storage
+
+__all__ = ["PROCESS", "ProcessScope", "current_scope", "resolve_scope_with"]
+
+STORAGE_VARIABLE = "RESILIENCE_STORAGE_URI"
+
+
+class ProcessScope:
+    """The scope of calls that belong to no application: one storage and one caller for the whole process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._storage: LimitStorage | None = None  # guarded by _lock
+
+    @property
+    def storage(self) -> LimitStorage:
+        """The storage at RESILIENCE_STORAGE_URI, else the one that `adopt` offered first, else `memory://`."""
+        storage = self._storage
+        if storage is None:
+            opened = open_storage(os.environ.get(STORAGE_VARIABLE, "memory://"))
+            with self._lock:
+                if self._storage is None:
+                    self._storage = opened
+                storage = self._storage
+        return storage
+
+    def adopt(self, storage: LimitStorage) -> None:
+        """Use an application's storage outside its contexts too, so that its background work shares its buckets.
+
+        The first one offered stays; RESILIENCE_STORAGE_URI, when set, is stronger.
+        """
+        with self._lock:
+            if self._storage is None and STORAGE_VARIABLE not in os.environ:
+                self._storage = storage
+
+    def forget(self) -> None:
+        """Let go of the storage: for tests, and after a fork."""
+        with self._lock:
+            self._storage = None
+
+    def caller(self) -> str:
+        """Everyone is one caller."""
+        return "process"
+
+    def observe(self, policy: str, decision: Decision) -> None:
+        """Nobody to tell."""
+
+
+PROCESS = ProcessScope()
+_resolvers: list[Callable[[], Scope | None]] = []
+
+
+def resolve_scope_with(resolver: Callable[[], Scope | None]) -> None:
+    """Ask `resolver` for the scope of each call first. It answers None when the call is none of its own."""
+    if resolver not in _resolvers:
+        _resolvers.append(resolver)
+
+
+def current_scope() -> Scope:
+    """The scope of the current call."""
+    for resolver in _resolvers:
+        scope = resolver()
+        if scope is not None:
+            return scope
+    return PROCESS

@@ -1,0 +1,1 @@
+"""Where buckets live: this process, or a Redis-compatible server."""

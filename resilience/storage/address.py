@@ -1,0 +1,31 @@
+"""From an address to a storage."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from resilience.ports import LimitStorage
+from resilience.storage.memory import MemoryStorage
+from resilience.storage.standin import OnFailure, StandInStorage
+
+__all__ = ["open_storage"]
+
+_REDIS_SCHEMES = frozenset({"redis", "rediss", "redis+unix", "unix", "valkey", "valkeys", "valkey+unix"})
+
+
+def open_storage(uri: str, *, on_failure: OnFailure = "local") -> LimitStorage:
+    """The storage at `uri`: `memory://`, or a Redis-compatible server behind a stand-in that decides while it is down.
+
+    Opens no connection yet. Raises `ValueError` naming the accepted schemes, and `ImportError` naming the extra to
+    install when the redis client is missing.
+    """
+    scheme = urlsplit(uri).scheme
+    if scheme == "memory":
+        return MemoryStorage()
+    if scheme not in _REDIS_SCHEMES:
+        raise ValueError(f"{uri!r} is no storage: use memory:// or one of {', '.join(sorted(_REDIS_SCHEMES))}")
+    try:
+        from resilience.storage.redis import RedisStorage
+    except ImportError as error:
+        raise ImportError(f"{scheme}:// needs the redis client: install seawall[redis]") from error
+    return StandInStorage(RedisStorage(uri), on_failure=on_failure)

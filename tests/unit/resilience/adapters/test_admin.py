@@ -1,0 +1,121 @@
+"""The admin endpoint: one answer for all workers, and none at all for those who have no business there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from resilience import CircuitBreaker, MemoryStorage, RateLimiter, Resilience, create_admin_blueprint
+from resilience.adapters.admin import _merge_circuit
+from resilience.registry import PROCESS_REGISTRY
+from resilience.testing import FakeClock
+
+TOKEN = "a-token-for-tests-that-is-long-enough"
+
+
+class Caller:
+    """An application with one circuit and one limiter, and its admin endpoint as an operator calls it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clock = FakeClock()
+        self.circuit = CircuitBreaker(name="pay/ments", fail_max=2, reset_timeout=10, clock=self.clock)
+        self.limiter = RateLimiter("2/minute", name="api", key="k", storage=MemoryStorage(clock=self.clock))
+        app = Flask("demo")
+        Resilience(app, circuits=[self.circuit], limiters=[self.limiter], **{"admin_token": TOKEN, **options})
+        app.register_blueprint(create_admin_blueprint())
+        self.client: FlaskClient = app.test_client()
+
+    def __call__(self, method: str, path: str, token: str | None = TOKEN, port: int = 8001) -> Any:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        return self.client.open(path, method=method, headers=headers, environ_overrides={"SERVER_PORT": str(port)})
+
+
+@pytest.fixture
+def call() -> Iterator[Caller]:
+    PROCESS_REGISTRY.clear()
+    yield Caller()
+    PROCESS_REGISTRY.clear()
+
+
+def test_circuits_are_listed_with_state_counts_and_settings(call: Caller) -> None:
+    call.circuit.call(lambda: None)
+    answer = call("GET", "/admin/circuits")
+    (circuit,) = answer.get_json()["circuits"]
+    assert "no-store" == answer.headers["Cache-Control"]
+    assert {
+        "name": "pay/ments",
+        "state": "closed",
+        "states": {"closed": 1},
+        "retry_after": 0.0,
+        "failures": 0,
+        "calls": {"succeeded": 1, "failed": 0, "ignored": 0, "not_permitted": 0},
+        "settings": {"fail_max": 2, "reset_timeout": 10, "success_threshold": 1, "half_open_max_calls": 1},
+    } == circuit
+
+
+def test_a_circuit_can_be_opened_closed_and_reset(call: Caller) -> None:
+    for action, state in (("open", "open"), ("close", "closed"), ("open", "open"), ("reset", "closed")):
+        answer = call("POST", f"/admin/circuits/pay/ments/{action}").get_json()
+        assert (state, state) == (answer["circuit"]["state"], call.circuit.current_state)
+        assert 1 == len(answer["circuit"]["by_worker"])
+
+
+def test_reading_never_changes_anything(call: Caller) -> None:
+    assert 404 == call("GET", "/admin/circuits/pay/ments/open").status_code, "it reads as the name of another circuit"
+    assert "closed" == call.circuit.current_state
+
+
+def test_one_circuit_is_shown_worker_by_worker(call: Caller) -> None:
+    call.circuit.open()
+    call.clock.advance(4)
+    circuit = call("GET", "/admin/circuits/pay/ments").get_json()["circuit"]
+    assert ("open", 6.0, 6.0) == (circuit["state"], circuit["retry_after"], circuit["by_worker"][0]["retry_after"])
+
+
+def test_an_unknown_circuit_is_not_found(call: Caller) -> None:
+    assert 404 == call("GET", "/admin/circuits/nonsense").status_code
+    assert 404 == call("POST", "/admin/circuits/nonsense/open").status_code
+
+
+def test_limiters_are_listed_with_what_they_decided(call: Caller) -> None:
+    for _ in range(3):
+        call.limiter.try_acquire()
+    limiters = call("GET", "/admin/limiters").get_json()["limiters"]
+    assert [{"name": "api", "limits": ["2 per 60 s"], "storage": "memory://", "allowed": 2, "denied": 1}] == limiters
+
+
+@pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + "x", TOKEN[:-1], "ümlaut"])
+def test_without_the_token_nothing_is_told(call: Caller, token: str | None) -> None:
+    answer = call("GET", "/admin/circuits", token=token)
+    assert (401, "Bearer realm=admin") == (answer.status_code, answer.headers["WWW-Authenticate"])
+
+
+def test_on_another_listener_it_does_not_exist() -> None:
+    call = Caller(admin_port=8001)
+    assert 200 == call("GET", "/admin/circuits").status_code
+    assert 404 == call("GET", "/admin/circuits", port=8000).status_code
+
+
+@pytest.mark.parametrize("token", [None, ""])
+def test_without_a_configured_token_it_does_not_exist(token: str | None) -> None:
+    call = Caller(admin_token=token)
+    assert 404 == call("GET", "/admin/circuits").status_code
+    assert 404 == call("POST", "/admin/circuits/pay/ments/open", token="").status_code
+
+
+def test_workers_that_disagree_are_shown_as_the_most_restrictive() -> None:
+    def snapshot(state: str, retry_after: float) -> dict[str, Any]:
+        counts = dict.fromkeys(("succeeded", "failed", "ignored", "not_permitted", "failures", "successes"), 2)
+        settings = dict.fromkeys(("fail_max", "reset_timeout", "success_threshold", "half_open_max_calls"), 1)
+        return {"name": "x", "state": state, "retry_after": retry_after, **counts, **settings}
+
+    merged = _merge_circuit(
+        "x", [(1, snapshot("closed", 0.0)), (2, snapshot("open", 5.0)), (3, snapshot("half-open", 1.0))]
+    )
+    assert ("open", {"closed": 1, "open": 1, "half-open": 1}, 5.0, 6) == (
+        merged["state"], merged["states"], merged["retry_after"], merged["calls"]["failed"]
+    )  # fmt: skip

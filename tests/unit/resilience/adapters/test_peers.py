@@ -1,0 +1,121 @@
+"""Workers ask each other over sockets that only their owner can reach."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resilience.adapters.peers import Peers
+
+SIBLING = """
+import sys
+from pathlib import Path
+from resilience.adapters.peers import Peers
+
+heard = []
+def answer(message):
+    heard.append(message)
+    return {"heard": heard}
+
+peers = Peers(answer, directory=Path(sys.argv[1]))
+peers.listen()
+print("listening", flush=True)
+sys.stdin.read()
+peers.close()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "peers"
+
+
+@pytest.fixture
+def sibling(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SIBLING), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert "listening\n" == process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def peers(folder: Path | None, **options: Any) -> Peers:
+    return Peers(lambda message: {"own": dict(message)}, directory=folder, **options)
+
+
+def test_a_worker_without_a_folder_is_alone() -> None:
+    alone = peers(None)
+    alone.listen()
+    assert ({os.getpid(): {"own": {"do": "x"}}}, ()) == alone.ask({"do": "x"})
+    alone.close()
+
+
+def test_every_worker_answers_and_hears_the_question(folder: Path, sibling: subprocess.Popen[str]) -> None:
+    asking = peers(folder)
+    asking.listen()
+    answers = asking.ask({"do": "x"})
+    assert {os.getpid(): {"own": {"do": "x"}}, sibling.pid: {"heard": [{"do": "x"}]}} == answers.by_worker
+    assert () == answers.unreached
+    asking.close()
+
+
+def test_only_the_owner_can_reach_a_socket(folder: Path) -> None:
+    listening = peers(folder)
+    listening.listen()
+    listening.listen()
+    (path,) = folder.glob("*.sock")
+    assert (0o700, 0o600) == (stat.S_IMODE(folder.stat().st_mode), stat.S_IMODE(path.stat().st_mode))
+    listening.close()
+    listening.close()
+    assert not path.exists()
+
+
+def test_a_killed_worker_is_forgotten(folder: Path, sibling: subprocess.Popen[str]) -> None:
+    path = folder / f"{sibling.pid}.sock"
+    sibling.kill()
+    sibling.wait()
+    assert path.exists()
+    assert () == peers(folder).ask({}).unreached
+    assert not path.exists()
+
+
+def test_a_worker_that_is_stopped_is_named_and_waited_for_no_longer_than_said(
+    folder: Path, sibling: subprocess.Popen[str]
+) -> None:
+    sibling.send_signal(19)
+    assert (sibling.pid,) == peers(folder, timeout=0.1).ask({}).unreached
+    sibling.send_signal(18)
+
+
+def test_a_line_that_breaks_off_hurts_nobody(folder: Path, sibling: subprocess.Popen[str]) -> None:
+    for nonsense in (b"", b"{", b"nonsense\n", b"[1]\n"):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(folder / f"{sibling.pid}.sock"))
+            connection.sendall(nonsense)
+    assert sibling.pid in peers(folder).ask({"do": "y"}).by_worker
+
+
+def test_a_folder_that_others_can_enter_is_refused(folder: Path) -> None:
+    folder.mkdir(mode=0o755)
+    with pytest.raises(PermissionError, match="chmod 700"):
+        peers(folder).listen()
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too long for a Unix socket"):
+        peers(tmp_path / ("x" * 120)).listen()

@@ -1,0 +1,463 @@
+"""The circuit breaker as callers meet it, and as they know it from pybreaker."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+from abc import ABCMeta
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import gevent
+import greenlet
+import pybreaker
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from resilience import CircuitBreaker, CircuitOpen, Rejected, circuit_breaker
+from resilience.registry import PROCESS_REGISTRY
+from resilience.testing import FakeClock, RecordingListener
+
+
+@pytest.fixture(autouse=True)
+def _empty_registry() -> Iterator[None]:
+    yield
+    PROCESS_REGISTRY.clear()
+
+
+class Boom(Exception):
+    """What the protected function raises."""
+
+
+class Fine(Exception):
+    """What the protected function raises when all is well."""
+
+
+def boom() -> None:
+    raise Boom
+
+
+def fine() -> str:
+    return "fine"
+
+
+def breaker(clock: FakeClock | None = None, **options: Any) -> CircuitBreaker:
+    options = {"fail_max": 2, "reset_timeout": 10, "name": "demo", "throw_new_error_on_trip": False, **options}
+    return CircuitBreaker(clock=clock or FakeClock(), **options)
+
+
+def fail(circuit: CircuitBreaker, times: int = 1, error: type[BaseException] = Boom) -> None:
+    def function() -> None:
+        raise error
+
+    for _ in range(times):
+        with contextlib.suppress(error):
+            circuit.call(function)
+
+
+def test_it_is_a_pybreaker_circuit_breaker() -> None:
+    assert isinstance(breaker(), pybreaker.CircuitBreaker)
+    assert issubclass(CircuitOpen, pybreaker.CircuitBreakerError)
+    assert issubclass(CircuitOpen, Rejected)
+
+
+def test_it_opens_rejects_probes_and_heals() -> None:
+    clock = FakeClock()
+    circuit = breaker(clock)
+    assert "fine" == circuit.call(fine)
+    fail(circuit, 2)
+    assert ("open", "<CircuitBreaker demo: open, 10.0 s left>") == (circuit.current_state, repr(circuit))
+    clock.advance(4)
+    with pytest.raises(CircuitOpen) as caught:
+        circuit.call(fine)
+    assert ("demo", 6.0, 503) == (caught.value.policy, caught.value.retry_after, caught.value.status)
+    clock.advance(6)
+    assert "fine" == circuit.call(fine)
+    assert ("closed", 0) == (circuit.current_state, circuit.fail_counter)
+    snapshot = circuit.snapshot()
+    assert (2, 2, 0, 1) == (snapshot.succeeded, snapshot.failed, snapshot.ignored, snapshot.not_permitted)
+
+
+def test_no_lock_is_held_during_the_call() -> None:
+    circuit = breaker()
+
+    def nested() -> str:
+        assert not circuit._state_lock.locked()
+        results: list[str] = []
+        thread = threading.Thread(target=lambda: results.append(circuit.call(fine)))
+        thread.start()
+        thread.join(5)
+        return results[0]
+
+    assert "fine" == circuit.call(nested)
+
+
+def test_half_open_lets_only_the_permitted_probes_pass() -> None:
+    clock = FakeClock()
+    circuit = breaker(clock, half_open_max_calls=2, success_threshold=2)
+    fail(circuit, 2)
+    clock.advance(10)
+    rejected = 0
+
+    def probe(depth: int) -> None:
+        nonlocal rejected
+        if depth:
+            try:
+                circuit.call(probe, depth - 1)
+            except CircuitOpen:
+                rejected += 1
+
+    circuit.call(probe, 5)
+    assert 1 == rejected, "the second probe was admitted, the third was not made"
+    assert "closed" == circuit.current_state
+
+
+@pytest.mark.parametrize("error", [greenlet.GreenletExit, KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_an_interruption_says_nothing_and_gives_the_probe_back(error: type[BaseException]) -> None:
+    clock = FakeClock()
+    circuit = breaker(clock)
+    fail(circuit, 2)
+    clock.advance(10)
+    fail(circuit, 3, error)
+    assert ("half-open", 3) == (circuit.current_state, circuit.snapshot().ignored)
+    assert "fine" == circuit.call(fine)
+
+
+def test_a_gevent_timeout_is_a_failure() -> None:
+    circuit = breaker(fail_max=1)
+    fail(circuit, 1, gevent.Timeout)
+    assert "open" == circuit.current_state
+
+
+class Meta(ABCMeta):
+    """A metaclass, as abstract exception families have."""
+
+
+class Abstract(Exception, metaclass=Meta):
+    """An exception class whose type is not `type`."""
+
+
+@pytest.mark.parametrize("rule", [Fine, lambda error: isinstance(error, Fine)])
+def test_excluded_counts_as_success_and_ignored_as_neither(rule: Any) -> None:
+    excluding, ignoring = breaker(exclude=[rule]), breaker(ignore=[rule])
+    for circuit in (excluding, ignoring):
+        fail(circuit)
+        fail(circuit, error=Fine)
+    assert (0, 1) == (excluding.fail_counter, ignoring.fail_counter)
+    assert (1, 1) == (excluding.snapshot().succeeded, ignoring.snapshot().ignored)
+
+
+def test_an_exception_class_with_a_metaclass_excludes_only_itself() -> None:
+    circuit = breaker(exclude=[Abstract])
+    fail(circuit, 2)
+    assert "open" == circuit.current_state
+
+
+def test_tripping_raises_a_new_error_only_when_asked_to() -> None:
+    with pytest.raises(Boom):
+        breaker(fail_max=1).call(boom)
+    with pytest.raises(CircuitOpen, match="Failures threshold reached") as caught:
+        breaker(fail_max=1, throw_new_error_on_trip=True).call(boom)
+    assert isinstance(caught.value.__cause__, Boom)
+
+
+def generator(*, error: type[BaseException] | None = None) -> Iterator[int]:
+    yield 1
+    yield 2
+    if error is not None:
+        raise error
+
+
+def test_a_generator_is_guarded_until_it_is_exhausted() -> None:
+    circuit = breaker()
+    numbers = circuit.call(generator)
+    assert 1 == next(numbers)
+    assert 0 == circuit.snapshot().succeeded
+    assert [2] == list(numbers)
+    assert 1 == circuit.snapshot().succeeded
+
+
+def test_a_generator_that_raises_is_one_failure() -> None:
+    circuit = breaker()
+    with pytest.raises(Boom):
+        list(circuit.call(generator, error=Boom))
+    assert 1 == circuit.fail_counter
+
+
+@pytest.mark.parametrize(
+    "leave", [lambda numbers: numbers.close(), lambda numbers: next(numbers), lambda numbers: None]
+)
+def test_a_generator_left_early_or_never_started_gives_its_probe_back(leave: Callable[[Any], object]) -> None:
+    clock = FakeClock()
+    circuit = breaker(clock)
+    fail(circuit, 2)
+    clock.advance(10)
+    numbers = circuit.call(generator)
+    leave(numbers)
+    del numbers
+    gc.collect()
+    assert 1 == circuit.snapshot().ignored
+    assert "fine" == circuit.call(fine)
+
+
+def test_a_generator_takes_what_is_sent_and_thrown_into_it() -> None:
+    def echo() -> Iterator[Any]:
+        try:
+            received = yield "ready"
+            yield received
+        except Boom:
+            yield "caught"
+
+    circuit = breaker()
+    conversation: Any = circuit.call(echo)
+    assert "ready" == next(conversation)
+    assert 5 == conversation.send(5)
+    assert "caught" == conversation.throw(Boom())
+    with pytest.raises(StopIteration):
+        next(conversation)
+    assert 1 == circuit.snapshot().succeeded
+
+
+def test_a_block_is_a_call() -> None:
+    circuit = breaker()
+    with circuit.calling():
+        pass
+    with contextlib.suppress(Boom), circuit.calling():
+        raise Boom
+    assert (1, 1) == (circuit.snapshot().succeeded, circuit.fail_counter)
+    fail(circuit, 1)
+    with pytest.raises(CircuitOpen), circuit.calling():
+        pytest.fail("not reached")
+
+
+@pytest.mark.parametrize("decorate", [lambda circuit: circuit, lambda circuit: circuit()])
+def test_it_decorates(decorate: Callable[[CircuitBreaker], Callable[..., Any]]) -> None:
+    circuit = breaker()
+    decorated = decorate(circuit)(fine)
+    assert ("fine", "fine") == (decorated(), decorated.__name__)
+    assert 1 == circuit.snapshot().succeeded
+
+
+def test_listeners_hear_all_in_order_and_may_ask_for_the_state() -> None:
+    clock = FakeClock()
+    seen: list[str] = []
+
+    class Asking(RecordingListener):
+        def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
+            super().state_change(cb, old_state, new_state)
+            assert not cb._state_lock.locked()
+            seen.append(cb.current_state)
+
+    listener = Asking()
+    circuit = breaker(clock, listeners=[listener])
+    fail(circuit, 2)
+    clock.advance(10)
+    circuit.call(fine)
+    assert [
+        ("before_call",), ("failure", "Boom"),
+        ("before_call",), ("failure", "Boom"), ("state_change", "closed", "open"),
+        ("state_change", "open", "half-open"), ("before_call",), ("state_change", "half-open", "closed"), ("success",),
+    ] == listener.heard  # fmt: skip
+    assert ["open", "half-open", "closed"] == seen
+
+
+def test_a_listener_may_move_the_circuit_and_all_hear_the_moves_in_order() -> None:
+    class Closing(pybreaker.CircuitBreakerListener):
+        def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
+            if new_state.name == "open":
+                cb.close()
+
+    recording = RecordingListener()
+    circuit = breaker(listeners=[recording, Closing()])
+    circuit.open()
+    assert "closed" == circuit.current_state
+    assert [("state_change", "closed", "open"), ("state_change", "open", "closed")] == recording.heard
+
+
+def test_a_listener_that_raises_does_not_keep_a_probe() -> None:
+    class Raising(pybreaker.CircuitBreakerListener):
+        def before_call(self, cb: Any, func: Any, *args: Any, **kwargs: Any) -> None:
+            raise Fine
+
+    clock = FakeClock()
+    circuit = breaker(clock, ignore=[Fine])
+    fail(circuit, 2)
+    clock.advance(10)
+    listener = Raising()
+    circuit.add_listener(listener)
+    with pytest.raises(Fine):
+        circuit.call(fine)
+    circuit.remove_listener(listener)
+    assert "fine" == circuit.call(fine)
+
+
+@pytest.mark.parametrize("state", ["open", "half-open", "closed"])
+def test_it_can_be_forced_by_name_as_in_pybreaker(state: str) -> None:
+    circuit = breaker()
+    circuit.state = state
+    seen: Any = circuit.state
+    assert (state, state) == (circuit.current_state, seen.name)
+
+
+def test_an_unknown_state_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="Unknown state 'ajar', valid states: open, closed, half-open"):
+        breaker().state = "ajar"
+
+
+def test_reset_forgets_every_count() -> None:
+    circuit = breaker()
+    fail(circuit, 2)
+    circuit.reset()
+    snapshot = circuit.snapshot()
+    assert ("closed", 0, 0, 0) == (snapshot.state, snapshot.failures, snapshot.succeeded, snapshot.failed)
+
+
+def test_the_policy_can_be_changed_and_bad_values_are_refused() -> None:
+    circuit = breaker()
+    circuit.fail_max, circuit.reset_timeout, circuit.success_threshold = 1, 5, 3
+    assert (1, 5, 3) == (circuit.fail_max, circuit.reset_timeout, circuit.success_threshold)
+    with pytest.raises(ValueError, match="fail_max=0"):
+        circuit.fail_max = 0
+    fail(circuit)
+    assert 5.0 == circuit.snapshot().retry_after
+
+
+class TestStorageOfTheCallers:
+    """Breakers that share a pybreaker storage follow each other."""
+
+    def pair(self, **options: Any) -> tuple[FakeClock, CircuitBreaker, CircuitBreaker]:
+        clock = FakeClock()
+        storage = pybreaker.CircuitMemoryStorage(pybreaker.STATE_CLOSED)
+        return clock, breaker(clock, state_storage=storage, **options), breaker(clock, state_storage=storage, **options)
+
+    def test_failures_add_up_and_all_open(self) -> None:
+        _, one, other = self.pair()
+        heard = RecordingListener()
+        other.add_listener(heard)
+        fail(one)
+        assert 1 == other.fail_counter
+        fail(other)
+        assert ("open", "open") == (one.state.name, other.state.name)
+        with pytest.raises(CircuitOpen):
+            one.call(fine)
+        assert ("state_change", "closed", "open") in heard.heard
+
+    def test_it_starts_in_the_storage_s_state(self) -> None:
+        storage = pybreaker.CircuitMemoryStorage(pybreaker.STATE_OPEN)
+        storage.opened_at = datetime.now(UTC) - timedelta(seconds=4)
+        circuit = breaker(state_storage=storage)
+        with pytest.raises(CircuitOpen) as caught:
+            circuit.call(fine)
+        assert caught.value.retry_after == pytest.approx(6, abs=0.5)
+
+    def test_one_heals_for_all(self) -> None:
+        clock, one, other = self.pair(success_threshold=2)
+        fail(one, 2)
+        clock.advance(10.5)
+        storage: Any = one._state_storage
+        storage.opened_at = datetime.now(UTC) - timedelta(seconds=10.5)
+        one.call(fine)
+        assert ("half-open", 1) == (one.current_state, one.success_counter)
+        one.call(fine)
+        assert "fine" == other.call(fine)
+        assert ("closed", 0) == (other.state.name, other.fail_counter)
+
+
+def test_a_decorated_name_is_one_circuit_for_the_process() -> None:
+    first = circuit_breaker("payments", fail_max=1)(boom)
+    second = circuit_breaker("payments", fail_max=1)(fine)
+    with pytest.raises(Boom):
+        first()
+    with pytest.raises(CircuitOpen, match="still open"):
+        second()
+    assert ["payments"] == list(PROCESS_REGISTRY.circuits)
+
+
+def test_one_name_with_other_options_is_refused() -> None:
+    circuit_breaker("payments", fail_max=1)
+    with pytest.raises(ValueError, match="'payments' exists with other options"):
+        circuit_breaker("payments", fail_max=2)
+
+
+def test_a_coroutine_function_is_refused_when_it_is_decorated() -> None:
+    async def later() -> None: ...
+
+    with pytest.raises(TypeError, match="coroutine function"):
+        circuit_breaker("payments")(later)
+    with pytest.raises(TypeError, match="coroutine function"):
+        breaker()(later)
+
+
+class Both:
+    """One program, run with pybreaker and with ours: whatever a caller can see must be the same."""
+
+    def __init__(self, kind: Callable[..., Any], shift: Callable[[float], None], **options: Any) -> None:
+        self.listener = RecordingListener()
+        self.shift = shift
+        self.circuit = kind(listeners=[self.listener], exclude=[Fine], **options)
+
+    def run(self, step: str) -> tuple[object, ...]:  # noqa: C901  # a table of steps
+        outcome: object = None
+        try:
+            match step:
+                case "ok":
+                    outcome = self.circuit.call(fine)
+                case "fail":
+                    self.circuit.call(boom)
+                case "excluded":
+                    self.circuit.call(self.excluded)
+                case "generator":
+                    outcome = list(self.circuit.call(generator))
+                case "block":
+                    with self.circuit.calling():
+                        outcome = "in block"
+                case "open":
+                    self.circuit.open()
+                case "close":
+                    self.circuit.close()
+                case "half-open":
+                    self.circuit.half_open()
+                case "wait":
+                    self.shift(61)
+        except pybreaker.CircuitBreakerError as error:
+            outcome = f"rejected: {error}"
+        except (Boom, Fine) as error:
+            outcome = type(error).__name__
+        circuit = self.circuit
+        return outcome, circuit.current_state, circuit.fail_counter, circuit.success_counter, list(self.listener.heard)
+
+    @staticmethod
+    def excluded() -> None:
+        raise Fine
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    some.lists(
+        some.sampled_from(["ok", "fail", "excluded", "generator", "block", "open", "close", "half-open", "wait"]),
+        max_size=25,
+    ),
+    some.integers(1, 3),
+    some.integers(1, 3),
+    some.booleans(),
+)
+def test_every_sequential_program_sees_what_pybreaker_shows(
+    steps: list[str], fail_max: int, threshold: int, throw: bool
+) -> None:
+    options = {
+        "fail_max": fail_max, "reset_timeout": 60, "success_threshold": threshold, "throw_new_error_on_trip": throw
+    }  # fmt: skip
+    clock = FakeClock()
+
+    def shift_pybreaker(seconds: float) -> None:
+        storage: Any = theirs.circuit._state_storage
+        if storage.opened_at is not None:
+            storage.opened_at -= timedelta(seconds=seconds)
+
+    theirs = Both(pybreaker.CircuitBreaker, shift_pybreaker, **options)
+    ours = Both(CircuitBreaker, clock.advance, clock=clock, **options)
+    for step in steps:
+        assert theirs.run(step) == ours.run(step), step
