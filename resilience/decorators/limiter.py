@@ -81,7 +81,8 @@ class RateLimiter:
         subject = self._subject(key) if key is not None or self._key is not None else scope.caller()
         tokens = self._tokens() if cost is None else _checked_cost(cost)
         storage = self.storage if self.storage is not None else scope.storage
-        decision = storage.take([Charge(name, subject, limit, tokens) for name, limit in self._scopes])
+        # tuple.__new__: a named tuple's own constructor takes twice as long.
+        decision = storage.take([tuple.__new__(Charge, (name, subject, limit, tokens)) for name, limit in self._scopes])
         if decision.allowed:
             self._allowed += 1
         else:

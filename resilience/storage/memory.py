@@ -12,6 +12,9 @@ from resilience.ports import Clock
 
 __all__ = ["MemoryStorage"]
 
+# A named tuple's own constructor takes twice as long as the tuple's: three of them would be a third of a decision.
+_new = tuple.__new__
+
 
 class MemoryStorage:
     """Buckets in a dictionary of this process.
@@ -68,12 +71,12 @@ class MemoryStorage:
             allowed = level >= spent
             if allowed and spent:
                 level -= spent
-                buckets[key] = Bucket(level, stamp, limit.unit)
+                buckets[key] = _new(Bucket, (level, stamp, limit.unit))
                 if bucket is None:
                     self._evict_locked()
             if bucket is not None:
                 buckets.move_to_end(key)
-        return Decision(allowed, (Quota(limit, level, cost),))
+        return _new(Decision, (allowed, (_new(Quota, (limit, level, cost)),)))
 
     def _evict_locked(self) -> None:
         while len(self._buckets) > self._size:

@@ -1,0 +1,48 @@
+"""`python -m bench`: every table. `python -m bench limiter` or `breaker`: those of one policy."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+
+SUBJECTS = ("limiter", "breaker")
+PEERS = ("limits", "pybreaker", "gevent", "redis")
+
+
+def main() -> None:
+    """Run what is asked for, the parts with greenlets in a process that gevent patched before anything was imported."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("subjects", nargs="*", help=f"of {', '.join(SUBJECTS)}; all by default")
+    parser.add_argument("--greenlets", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    subjects = arguments.subjects or list(SUBJECTS)
+    unknown = set(subjects) - set(SUBJECTS)
+    if unknown:
+        parser.error(f"no such subject: {', '.join(sorted(unknown))}; choose from {', '.join(SUBJECTS)}")
+    if arguments.greenlets:
+        _run(subjects, greenlets=True)
+        return
+    peers = ", ".join(f"{name} {version(name)}" for name in PEERS)
+    print(f"Python {platform.python_version()}, {peers}. The machine is shared: compare within a table only.")
+    _run(subjects, greenlets=False)
+    sys.stdout.flush()
+    patched = (
+        "from gevent import monkey; monkey.patch_all(); import runpy; runpy.run_module('bench', run_name='__main__')"
+    )
+    subprocess.run([sys.executable, "-c", patched, *subjects, "--greenlets"], check=True)
+
+
+def _run(subjects: list[str], *, greenlets: bool) -> None:
+    import bench.breaker
+    import bench.limiter
+
+    modules = {"limiter": bench.limiter, "breaker": bench.breaker}
+    for subject in subjects:
+        modules[subject].run(greenlets=greenlets)
+
+
+if __name__ == "__main__":
+    main()
