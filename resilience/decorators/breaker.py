@@ -172,6 +172,9 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         self._announcing = threading.RLock()
         self._ignored_exceptions = tuple(ignore)
         self._succeeded = self._failed = self._ignored = self._not_permitted = 0
+        # Permits of generators that nobody finished, until the next call gives them back: the garbage collector may find
+        # such a generator while this thread holds the lock.
+        self._abandoned: deque[Permit] = deque()
         # A storage of the caller's is the truth; the circuit here follows it.
         self._shared = state_storage is not None
         super().__init__(
@@ -194,7 +197,9 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     def call(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `func` if the circuit admits it, and let the circuit learn from the result. Raises `CircuitOpen` if not."""
         circuit = self._circuit
-        permit = circuit.permit if circuit.state is CLOSED and not self._shared else self._admit()
+        permit = circuit.permit  # read before the state: should a thread move it in between, this one is of the past
+        if circuit.state is not CLOSED or self._shared:
+            permit = self._admit()
         try:
             for listener in self._listeners:
                 listener.before_call(self, func, *args, **kwargs)
@@ -206,7 +211,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
             guarded: Any = _GuardedGenerator(self, permit, cast("Generator[Any, Any, Any]", result))
             return cast("T", guarded)
         if circuit.permit is permit and not circuit.failures and not self._listeners and not self._shared:
-            # Closed, as when the call began, and nothing to forget: the state is as it should be.
+            # Closed, as when the call began, and nothing to forget: the state is as it should be. The count is exact under
+            # greenlets; under threads two that coincide may count once.
             self._succeeded += 1
             return result
         self._settle_success(permit)
@@ -256,6 +262,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     # -- before and after a call ---------------------------------------------------------------------------------------
 
     def _admit(self) -> Permit:
+        self._give_back_abandoned()
         if self._shared:
             self._follow_storage()
         with self._state_lock:
@@ -322,6 +329,10 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
                 self._tell_storage(transition.new)
         return transition
 
+    def _give_back_abandoned(self) -> None:
+        while self._abandoned:
+            self._settle(self._abandoned.popleft(), Outcome.IGNORED)
+
     def _classify(self, error: BaseException) -> Outcome:
         if isinstance(error, INTERRUPTIONS) or _matches(error, self._ignored_exceptions):
             return Outcome.IGNORED
@@ -369,6 +380,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
 
     def snapshot(self) -> CircuitSnapshot:
         """The circuit as this process sees it now, without asking a shared storage."""
+        self._give_back_abandoned()
         with self._state_lock:
             circuit, policy = self._circuit, self._policy
             return CircuitSnapshot(
@@ -542,11 +554,15 @@ class _GuardedGenerator(Generator[Any, Any, Any]):
         try:
             self._generator.close()
         finally:
-            self._release()
+            permit, self._permit = self._permit, None
+            if permit is not None:
+                self._breaker._settle(permit, Outcome.IGNORED)  # noqa: SLF001
 
     def __del__(self) -> None:
         # Never started, or dropped half-way: a permit that is not given back would be a probe lost.
-        self._release()
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            self._breaker._abandoned.append(permit)  # noqa: SLF001
 
     def _succeed(self) -> None:
         permit, self._permit = self._permit, None
@@ -558,13 +574,7 @@ class _GuardedGenerator(Generator[Any, Any, Any]):
         if permit is not None:
             self._breaker._settle_error(permit, error)  # noqa: SLF001
 
-    def _release(self) -> None:
-        permit, self._permit = self._permit, None
-        if permit is not None:
-            self._breaker._settle(permit, Outcome.IGNORED)  # noqa: SLF001
 
-
-_OPTIONS = ("fail_max", "reset_timeout", "success_threshold", "half_open_max_calls")
 _creating = threading.Lock()
 
 

@@ -203,6 +203,16 @@ def test_a_generator_left_early_or_never_started_gives_its_probe_back(leave: Cal
     assert "fine" == circuit.call(fine)
 
 
+def test_the_garbage_collector_may_find_a_generator_while_the_lock_is_held() -> None:
+    circuit = breaker()
+    numbers = circuit.call(generator)
+    next(numbers)
+    with circuit._state_lock:
+        del numbers
+        gc.collect()
+    assert 1 == circuit.snapshot().ignored
+
+
 def test_a_generator_takes_what_is_sent_and_thrown_into_it() -> None:
     def echo() -> Iterator[Any]:
         try:
