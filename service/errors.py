@@ -205,7 +205,9 @@ def _registry() -> dict[int, type[ServiceError]]:
     registry: dict[int, type[ServiceError]] = {}
     for kind in ServiceError.__subclasses__():
         if kind.code in registry:
-            raise TypeError(f"{kind.__name__} and {registry[kind.code].__name__} share code {kind.code}; give one another")
+            raise TypeError(
+                f"{kind.__name__} and {registry[kind.code].__name__} share code {kind.code}; give one another"
+            )
         registry[kind.code] = kind
     return registry
 

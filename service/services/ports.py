@@ -64,9 +64,7 @@ class BackendResponse:
 class Backend(Protocol):
     """One configured backend, guarded by its own circuit breaker."""
 
-    def forward(
-        self, method: str, target: str, headers: tuple[tuple[str, str], ...], body: bytes
-    ) -> BackendResponse:
+    def forward(self, method: str, target: str, headers: tuple[tuple[str, str], ...], body: bytes) -> BackendResponse:
         """Send the request to `target` (path and query below the backend's base URL, already encoded).
 
         Raises `CircuitIsOpen`, `BackendFailed`, `BackendTimedOut` or `BackendSaturated`.

@@ -1,0 +1,68 @@
+"""JSON request bodies, read strictly: what is ambiguous or not JSON is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from typing import NoReturn
+
+from flask import Request
+
+from service.errors import UnsupportedMediaType, ValidationFailed
+
+__all__ = ["JSON", "MERGE_PATCH", "json_object"]
+
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+
+
+def json_object(request: Request, *media_types: str) -> dict[str, object]:
+    """The members of the request's JSON object.
+
+    `media_types` are the ones accepted (default: `application/json`). Raises `UnsupportedMediaType` for another one
+    and `ValidationFailed` for a body that is not UTF-8, not JSON, not an object, repeats a name, nests too deeply, or
+    holds what other readers understand differently (NaN, half a surrogate pair). The app limits the size.
+    """
+    accepted = media_types or (JSON,)
+    if request.mimetype not in accepted:
+        raise UnsupportedMediaType(f"Send the body as {' or '.join(accepted)}, and say so in Content-Type.")
+    try:
+        content = json.loads(
+            request.get_data(cache=False).decode("utf-8"),
+            object_pairs_hook=_without_repetition,
+            parse_constant=_refuse_constant,
+        )
+    except UnicodeDecodeError as error:
+        raise ValidationFailed(f"The body is not UTF-8 at byte {error.start}.") from None
+    except json.JSONDecodeError as error:
+        raise ValidationFailed(
+            f"The body is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
+        ) from None
+    except RecursionError:
+        raise ValidationFailed("The body nests too deeply.") from None
+    except ValueError:
+        raise ValidationFailed("The body holds a number of too many digits.") from None
+    if not isinstance(content, dict):
+        raise ValidationFailed("The body must be a JSON object.")
+    return content
+
+
+def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValidationFailed("The body gives a name twice; which value counts would be a guess.")
+    for text in (*members, *members.values()):
+        if isinstance(text, str) and not _is_text(text):
+            raise ValidationFailed("The body holds half of a surrogate pair; send whole characters.")
+    return members
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValidationFailed(f"The body holds {name}, which is not JSON.")

@@ -1,0 +1,121 @@
+"""`/api/v1/users`: users as a collection of versioned resources.
+
+The ETag is the version. Whoever changes a user says in If-Match which version they read, so that no change is lost.
+"""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, jsonify, request, url_for
+
+from service.errors import PreconditionFailed, PreconditionRequired, ValidationFailed
+from service.model import User
+from service.routes.bodies import JSON, MERGE_PATCH, json_object
+from service.routes.callers import current_caller
+from service.services.users import LARGEST_PAGE, UserService, parse_new_user, parse_patch, parse_replacement
+
+__all__ = ["create_users_blueprint"]
+
+PAGE = 20
+NUMBER_DIGITS = 18
+"""Digits of the largest number read from a request: all of them fit the database's 64 bits."""
+
+
+def create_users_blueprint(user_service: UserService) -> Blueprint:
+    """The routes of the users."""
+    blueprint = Blueprint("users", __name__, url_prefix="/api/v1/users")
+
+    @blueprint.get("")
+    def list_users() -> Response:
+        current_caller()
+        after, limit = _page_asked_for()
+        page = user_service.page(after=after, size=limit)
+        response = jsonify(users=[_document(user) for user in page.users], next=page.next)
+        if page.next is not None:
+            following = url_for(".list_users", limit=limit, after=page.next)
+            response.headers["Link"] = f'<{following}>; rel="next"'
+        return response
+
+    @blueprint.post("")
+    def create_user() -> Response:
+        user = user_service.create(current_caller(), parse_new_user(json_object(request)))
+        response = _representation(user)
+        response.status_code = 201
+        response.headers["Location"] = url_for(".get_user", user_id=user.id)
+        return response
+
+    @blueprint.get("/<int:user_id>")
+    def get_user(user_id: int) -> Response:
+        current_caller()
+        response = _representation(user_service.get(user_id))
+        response.make_conditional(request)
+        return response
+
+    @blueprint.put("/<int:user_id>")
+    def replace_user(user_id: int) -> Response:
+        version = _version_to_change()
+        changes = parse_replacement(json_object(request))
+        return _representation(user_service.change(current_caller(), user_id, version, changes))
+
+    @blueprint.patch("/<int:user_id>")
+    def patch_user(user_id: int) -> Response:
+        version = _version_to_change()
+        changes = parse_patch(json_object(request, JSON, MERGE_PATCH))
+        return _representation(user_service.change(current_caller(), user_id, version, changes))
+
+    @blueprint.delete("/<int:user_id>")
+    def remove_user(user_id: int) -> Response:
+        version = _version_to_change() if "If-Match" in request.headers else None
+        user_service.remove(current_caller(), user_id, version)
+        return Response(status=204)
+
+    return blueprint
+
+
+def _representation(user: User) -> Response:
+    response = jsonify(_document(user))
+    response.set_etag(str(user.version))
+    return response
+
+
+def _document(user: User) -> dict[str, object]:
+    return {
+        "id": user.id,
+        "name": user.name,
+        "email": user.email,
+        "role": user.role,
+        "version": user.version,
+        "created_at": user.created_at.isoformat().replace("+00:00", "Z"),
+        "updated_at": user.updated_at.isoformat().replace("+00:00", "Z"),
+    }
+
+
+def _page_asked_for() -> tuple[int, int]:
+    limit = _number(request.args.get("limit", str(PAGE)))
+    after = _number(request.args.get("after", "0"))
+    if limit is None or not 1 <= limit <= LARGEST_PAGE:
+        raise ValidationFailed(f"limit must be a whole number from 1 to {LARGEST_PAGE}.")
+    if after is None:
+        raise ValidationFailed("after must be the value of next in the page before.")
+    return after, limit
+
+
+def _version_to_change() -> int | None:
+    """The version that If-Match names, or None for `*`, which matches any."""
+    tags = request.if_match
+    if tags.star_tag:
+        return None
+    if not tags:
+        raise PreconditionRequired("Send If-Match with the ETag of the version that you read, or * to overwrite any.")
+    named = tags.as_set(include_weak=True)
+    if len(named) > 1:
+        raise ValidationFailed("If-Match takes one ETag here, or *.")
+    tag = next(iter(tags.as_set()), "")
+    version = _number(tag)
+    if version is None or tag != str(version):
+        raise PreconditionFailed("If-Match names no version of a user. Send the ETag as you got it.")
+    return version
+
+
+def _number(text: str) -> int | None:
+    # int() alone would take signs, blanks, underscores and the digits of other scripts.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= NUMBER_DIGITS else None

@@ -1,0 +1,43 @@
+"""Databases and users for tests, as quick as they can be made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import argon2
+from pydantic import SecretStr
+
+from service.data.database import Database, open_database
+from service.data.migrate import migrate
+from service.security.passwords import PasswordHasher
+from service.settings import Settings
+
+__all__ = ["PASSWORD", "QUICK", "migrated", "migrated_sqlite", "quick_hasher", "settings_for"]
+
+PASSWORD = "correct horse battery"
+QUICK = argon2.Parameters(
+    type=argon2.Type.ID, version=19, salt_len=16, hash_len=32, time_cost=1, memory_cost=8, parallelism=1
+)
+
+
+def settings_for(database_url: str, **values: Any) -> Settings:
+    """Settings for tests that use this database."""
+    secret = SecretStr("testing-only-secret-of-more-than-32-bytes")
+    return Settings(environment="testing", token_secret=secret, database_url=database_url, **values)
+
+
+def migrated(database_url: str, **values: Any) -> Database:
+    """The database at that address, with the tables of this release. The caller closes it."""
+    migrate(database_url)
+    return open_database(settings_for(database_url, **values))
+
+
+def migrated_sqlite(folder: Path, **values: Any) -> Database:
+    """A new SQLite database in `folder`. The caller closes it."""
+    return migrated(f"sqlite:///{folder / 'test.db'}", **values)
+
+
+def quick_hasher(*, threads: int = 1, waiting: int = 8) -> PasswordHasher:
+    """Real hashes that cost next to nothing. The caller closes it."""
+    return PasswordHasher(threads=threads, waiting=waiting, parameters=QUICK)

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import flask
+import pytest
+
+from service.app import Service, create_app
+from service.lifecycle import Lifecycle
+from service.routes.access import public
+from service.settings import SettingsError
+from service.wiring import build_parts
+from tests.support.database import settings_for
+from tests.support.edge import serve
+
+ADMIN_TOKEN = "testing-only-token-of-the-administrator"
+
+
+@pytest.fixture
+def lifecycle() -> Iterator[Lifecycle]:
+    lifecycle = Lifecycle()
+    yield lifecycle
+    lifecycle.shut_down()
+
+
+def create(tmp_path: Path, lifecycle: Lifecycle, **values: Any) -> Service:
+    settings = settings_for(f"sqlite:///{tmp_path / 'service.db'}", **values)
+    return create_app(settings, build_parts(settings, lifecycle=lifecycle))
+
+
+def test_every_api_view_but_signing_in_needs_a_token(tmp_path: Path, lifecycle: Lifecycle) -> None:
+    app = create(tmp_path, lifecycle)
+    views = {rule.endpoint for rule in app.url_map.iter_rules() if rule.rule.startswith("/api/")}
+    open_views = {view for view in views if getattr(app.view_functions[view], "is_public", False)}
+    assert {"auth.issue_token"} == open_views
+    assert len(views) > 5
+
+
+def test_the_surface_is_the_api_the_admin_endpoint_and_health(tmp_path: Path, lifecycle: Lifecycle) -> None:
+    rules = {rule.rule for rule in create(tmp_path, lifecycle).url_map.iter_rules()}
+    assert {"/livez", "/readyz", "/healthz", "/admin/circuits", "/admin/limiters"} <= rules
+    assert all(rule.startswith(("/api/v1/", "/admin/", "/livez", "/readyz", "/healthz")) for rule in rules)
+
+
+def test_the_admin_endpoint_needs_a_token_to_exist(tmp_path: Path, lifecycle: Lifecycle) -> None:
+    overrides = {"SERVER_PORT": "8001"}
+    without = create(tmp_path, lifecycle).test_client()
+    assert 404 == without.get("/admin/circuits", environ_overrides=overrides).status_code
+    with_token = create(tmp_path, lifecycle, resilience_admin_token=ADMIN_TOKEN).test_client()
+    assert 401 == with_token.get("/admin/circuits", environ_overrides=overrides).status_code
+    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    assert 200 == with_token.get("/admin/circuits", headers=headers, environ_overrides=overrides).status_code
+
+
+def test_on_the_public_listener_the_admin_endpoint_looks_like_any_unknown_path(
+    tmp_path: Path, lifecycle: Lifecycle
+) -> None:
+    client = create(tmp_path, lifecycle, resilience_admin_token=ADMIN_TOKEN).test_client()
+    for method in ("GET", "POST", "OPTIONS"):
+        hidden, unknown = (client.open(path, method=method) for path in ("/admin/circuits", "/nothing"))
+        assert hidden.status_code == unknown.status_code == 404
+        assert list(unknown.headers.keys()) == list(hidden.headers.keys())
+
+
+def test_an_unknown_middleware_is_refused(tmp_path: Path, lifecycle: Lifecycle) -> None:
+    with pytest.raises(SettingsError, match="no middleware is named nonsense"):
+        create(tmp_path, lifecycle, middleware_off=("nonsense",))
+
+
+@pytest.mark.parametrize("uri", ["ftp://user:secret@host", "redis://user:secret@host:port/0"])
+def test_a_storage_that_there_is_not_is_refused_without_repeating_its_address(
+    tmp_path: Path, lifecycle: Lifecycle, uri: str
+) -> None:
+    with pytest.raises(SettingsError, match="resilience_storage_uri: must be memory:// or") as refusal:
+        create(tmp_path, lifecycle, resilience_storage_uri=uri)
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("setting", ["rate_limit", "login_rate_limit"])
+def test_a_rate_that_no_bucket_can_hold_is_refused_by_its_name(
+    tmp_path: Path, lifecycle: Lifecycle, setting: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"^{setting}: "):
+        create(tmp_path, lifecycle, **{setting: "9" * 30 + "/second"})
+
+
+def test_each_configured_backend_has_a_circuit(tmp_path: Path, lifecycle: Lifecycle) -> None:
+    backends = {"orders": "http://127.0.0.1:9/", "payments": "http://127.0.0.1:9/"}
+    app = create(tmp_path, lifecycle, backends=backends, resilience_admin_token=ADMIN_TOKEN)
+    answer = app.test_client().get(
+        "/admin/circuits",
+        headers={"Authorization": f"Bearer {ADMIN_TOKEN}"},
+        environ_overrides={"SERVER_PORT": "8001"},
+    )
+    assert answer.json is not None
+    assert ["orders", "payments"] == [circuit["name"] for circuit in answer.json["circuits"]]
+
+
+def test_two_applications_do_not_share_their_limits(tmp_path: Path, lifecycle: Lifecycle) -> None:
+    clients = [create(tmp_path, lifecycle, rate_limit="1/hour", rate_limit_burst=1).test_client() for _ in range(2)]
+    assert [404, 404] == [client.get("/nothing").status_code for client in clients]
+    assert [429, 429] == [client.get("/nothing").status_code for client in clients]
+
+
+def test_what_was_opened_is_given_back_at_the_end(tmp_path: Path) -> None:
+    lifecycle = Lifecycle()
+    app = create(tmp_path, lifecycle, peer_directory=tmp_path / "peers")
+    assert 1 == len(list((tmp_path / "peers").iterdir()))
+    lifecycle.shut_down()
+    assert [] == list((tmp_path / "peers").iterdir())
+    assert app.extensions["resilience"].storage is not None
+
+
+@pytest.mark.parametrize("size", [0, 999, 1000])
+def test_a_body_up_to_the_limit_is_read_whole(size: int) -> None:
+    assert (200, size) == post_chunked(b"x" * size)
+
+
+@pytest.mark.parametrize("size", [1001, 100_000])
+def test_a_body_of_unknown_length_beyond_the_limit_is_refused_and_not_cut(size: int) -> None:
+    status, _ = post_chunked(b"x" * size)
+    assert 413 == status
+
+
+def post_chunked(body: bytes) -> tuple[int, int]:
+    """Status and the length that the view saw, for a body that the server ends where it ends."""
+    app = serve([], size=lambda: str(len(flask.request.get_data())))
+    app.config["MAX_CONTENT_LENGTH"] = 1000
+    environ = {"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
+    response = app.test_client().post("/size", environ_overrides=environ)
+    return response.status_code, int(response.text) if response.status_code == 200 else -1
+
+
+def test_dates_and_dataclasses_are_json() -> None:
+    @dataclasses.dataclass
+    class Thing:
+        name: str
+        made: datetime
+
+    thing = Thing("é", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    response = serve([], thing=lambda: flask.jsonify(thing)).test_client().get("/thing")
+    assert {"name": "é", "made": "2026-01-02T03:04:05+00:00"} == response.json
+    assert "application/json" == response.mimetype
+
+
+def test_views_may_return_what_flask_allows() -> None:
+    app = serve([], dictionary=lambda: {"a": 1}, listing=lambda: [1, 2], text=lambda: "é")
+    client = app.test_client()
+    assert ({"a": 1}, [1, 2], "é") == (
+        client.get("/dictionary").json,
+        client.get("/listing").json,
+        client.get("/text").text,
+    )
+
+
+def test_json_keeps_the_order_of_its_members() -> None:
+    response = serve([], thing=lambda: {"b": 1, "a": 2}).test_client().get("/thing")
+    assert '{"b":1,"a":2}' == response.text
+
+
+def test_a_public_view_is_one_that_says_so(tmp_path: Path, lifecycle: Lifecycle) -> None:
+    app = create(tmp_path, lifecycle)
+    app.add_url_rule("/open", "open", public(lambda: "hello"))
+    app.add_url_rule("/closed", "closed", lambda: "hello")
+    client = app.test_client()
+    assert (200, 401) == (client.get("/open").status_code, client.get("/closed").status_code)
