@@ -1,0 +1,304 @@
+"""Backends over HTTP: pooled keep-alive connections, every wait bounded, a circuit breaker of its own around each.
+
+The breaker guards a generator that yields the answer first and then its body, so a circuit is settled when the whole
+answer has arrived: a body that breaks off is a failure, a caller that goes away is neither success nor failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ssl
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+import pybreaker
+import structlog
+import urllib3
+from urllib3.exceptions import ConnectTimeoutError, EmptyPoolError, HTTPError, NewConnectionError, ReadTimeoutError
+
+from resilience import CircuitBreaker, CircuitOpen
+from service.clients.connections import Call, Connection, Waits, connections_to
+from service.errors import BackendFailed, BackendSaturated, BackendTimedOut, CircuitIsOpen
+from service.services.backends import Headers
+from service.services.ports import BackendResponse
+from service.settings import Settings, SettingsError
+
+__all__ = ["CallerTooSlow", "HttpBackend", "build_backends"]
+
+_log = structlog.get_logger("service.clients")
+
+FAILURES: Final = frozenset({500, 502, 503, 504})
+"""Statuses that say the backend is unwell. They are passed on like any other."""
+
+RETRIED: Final = frozenset({"GET", "HEAD"})
+"""Methods that may be sent again when a kept connection turns out to have been closed."""
+
+CLOSED_WHILE_IDLE: Final = (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+READ: Final = 65_536
+"""Most bytes handed on in one piece. What has arrived is handed on at once, however little."""
+
+SATURATED_RETRY_AFTER: Final = 1.0
+
+
+class CallerTooSlow(BackendTimedOut):
+    """The time for the whole body was used up by the caller, who took what had arrived too slowly. The backend is not
+    to blame, so its circuit ignores this."""
+
+
+class _Answer:
+    """A response on its connection: an iterator over the body as it arrives. Gives the connection back once, open when
+    the response was read to its end and closed otherwise."""
+
+    def __init__(
+        self,
+        backend: str,
+        response: urllib3.HTTPResponse,
+        connection: Connection,
+        give_back: Callable[[Connection], None],
+        *,
+        until: float,
+    ) -> None:
+        self.status = response.status
+        self.headers: Headers = tuple(response.headers.items())
+        self.finished = False
+        self._backend = backend
+        self._response = response
+        self._connection = connection
+        self._give_back = give_back
+        self._until = until
+        if response.length_remaining == 0:
+            self._finish()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self.finished:
+            raise StopIteration
+        try:
+            chunk = self._read()
+        except BaseException:
+            self.close()
+            raise
+        if not chunk or self._response.length_remaining == 0:
+            self._finish()
+        if not chunk:
+            raise StopIteration
+        return chunk
+
+    def close(self) -> None:
+        """Give the connection back closed, unless the body has ended."""
+        if not self.finished:
+            self.finished = True
+            self._response.close()
+            self._connection.close()
+            self._give_back(self._connection)
+
+    def __del__(self) -> None:
+        # An answer that nobody reads must not keep its place in the pool.
+        self.close()
+
+    def _read(self) -> bytes:
+        # A backend that is too slow runs out of time within a read; whoever does so between two reads is the caller.
+        if time.monotonic() >= self._until:
+            _log.warning("caller too slow", backend=self._backend)
+            raise CallerTooSlow(f"the answer of backend {self._backend!r} was not taken in time")
+        with _translated(self._backend):
+            return self._response.read1(READ)
+
+    def _finish(self) -> None:
+        self.finished = True
+        self._response.close()
+        self._give_back(self._connection)
+
+
+class _FailingAnswer(Exception):
+    """Tells the breaker that the backend is unwell, and carries the answer around it."""
+
+    def __init__(self, answer: _Answer) -> None:
+        super().__init__(f"status {answer.status}")
+        self.answer = answer
+
+
+class _GuardedBody:
+    """The body behind the breaker's guard.
+
+    When the last byte is here, the circuit is settled before that byte is handed on: a caller who is slow to take it
+    says nothing about the backend.
+    """
+
+    def __init__(self, exchange: Generator[_Answer | bytes], answer: _Answer) -> None:
+        self._exchange = exchange
+        self._answer = answer
+        self._settle_if_finished()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        chunk = next(self._exchange)
+        assert isinstance(chunk, bytes)
+        self._settle_if_finished()
+        return chunk
+
+    def close(self) -> None:
+        """Break off. The connection is closed, and the circuit learns nothing."""
+        self._exchange.close()
+
+    def _settle_if_finished(self) -> None:
+        if self._answer.finished:
+            next(self._exchange, None)
+
+
+class _TransitionLog(pybreaker.CircuitBreakerListener):
+    """Tells the log when a circuit changes its state, and why it opened is in the lines before."""
+
+    def state_change(
+        self,
+        cb: pybreaker.CircuitBreaker,
+        old_state: pybreaker.CircuitBreakerState | None,
+        new_state: pybreaker.CircuitBreakerState,
+    ) -> None:
+        _log.warning("circuit changed", circuit=cb.name, old=old_state and old_state.name, new=new_state.name)
+
+
+class HttpBackend:
+    """One backend, called over up to `connections` keep-alive connections (per worker), each wait bounded by `waits`.
+
+    `url` is the base URL: https verifies the certificate, the path is put before every target. `circuit` opens after
+    `fail_max` failures in a row and lets a probe pass after `reset_timeout` seconds. Failures are: no connection, no
+    answer in time, a broken answer, and the statuses 500, 502, 503 and 504. That all connections are in use or that a
+    caller is slow is not the backend's doing and counts as neither failure nor success.
+    """
+
+    def __init__(
+        self, name: str, url: str, *, connections: int, waits: Waits, fail_max: int, reset_timeout: float
+    ) -> None:
+        self.name = name
+        self.circuit = CircuitBreaker(
+            name=name,
+            fail_max=fail_max,
+            reset_timeout=reset_timeout,
+            throw_new_error_on_trip=False,
+            ignore=(BackendSaturated, CallerTooSlow),
+            listeners=(_TransitionLog(),),
+        )
+        parts = urlsplit(url)
+        self._base_path = parts.path.rstrip("/")
+        self._host = ("Host", parts.netloc)
+        self._connections = connections_to(url, size=connections)
+        self._waits = waits
+        self._exchange: Callable[[Call], Generator[_Answer | bytes]] = self.circuit(self._unguarded_exchange)
+
+    def forward(self, method: str, target: str, headers: Headers, body: bytes) -> BackendResponse:
+        """Send the request to `target` below the base URL.
+
+        `headers` hold neither Host nor Content-Length. The body of the response comes as it arrives and must be
+        exhausted or closed; iterating it raises `BackendFailed` or `BackendTimedOut` when it breaks off. Raises these
+        two, `BackendSaturated` when no connection is free in time, and `CircuitIsOpen`, which costs no waiting.
+        """
+        call = Call(method, self._base_path + target, (self._host, *headers), body)
+        try:
+            exchange = self._exchange(call)
+            answer = next(exchange)
+            assert isinstance(answer, _Answer)
+        except _FailingAnswer as failing:
+            return BackendResponse(failing.answer.status, failing.answer.headers, failing.answer)
+        except CircuitOpen as refusal:
+            raise CircuitIsOpen(
+                f"backend {self.name!r} has been failing and is left alone for a while; try again later",
+                retry_after=refusal.retry_after,
+            ) from refusal
+        return BackendResponse(answer.status, answer.headers, _GuardedBody(exchange, answer))
+
+    def close(self) -> None:
+        """Close the idle connections; those in use are closed when their answers end."""
+        self._connections.close()
+
+    def _unguarded_exchange(self, call: Call) -> Generator[_Answer | bytes]:
+        answer = self._call(call)
+        if answer.status in FAILURES:
+            raise _FailingAnswer(answer)
+        with contextlib.closing(answer):
+            yield answer
+            yield from answer
+
+    def _call(self, call: Call) -> _Answer:
+        with _translated(self.name):
+            connection = self._lend()
+            try:
+                response = self._send(connection, call)
+                until = time.monotonic() + self._waits.stream
+                return _Answer(self.name, response, connection, self._connections.take_back, until=until)
+            except BaseException:
+                connection.close()
+                self._connections.take_back(connection)
+                raise
+
+    def _lend(self) -> Connection:
+        try:
+            return self._connections.lend(self._waits.pool)
+        except EmptyPoolError:
+            raise BackendSaturated(
+                f"all connections to backend {self.name!r} are in use; try again in a second",
+                retry_after=SATURATED_RETRY_AFTER,
+            ) from None
+
+    def _send(self, connection: Connection, call: Call) -> urllib3.HTTPResponse:
+        kept = not connection.is_closed
+        try:
+            return connection.exchange(call, self._waits)
+        except CLOSED_WHILE_IDLE:
+            if not kept or call.method not in RETRIED:
+                raise
+            connection.close()
+            return connection.exchange(call, self._waits)
+
+
+def build_backends(settings: Settings) -> Mapping[str, HttpBackend]:
+    """The configured backends by name. Call it in the worker, after greenlets have been given their sockets.
+
+    Raises `SettingsError` for a URL that cannot be put on the wire.
+    """
+    return {name: _build(name, url, settings) for name, url in settings.backends.items()}
+
+
+def _build(name: str, url: str, settings: Settings) -> HttpBackend:
+    if not url.isascii():
+        raise SettingsError(f"backends: {name} must be ASCII; percent-encode the path and write the host in Punycode")
+    return HttpBackend(
+        name,
+        url,
+        connections=settings.backend_connections,
+        waits=Waits(
+            pool=settings.backend_pool_timeout,
+            connect=settings.backend_connect_timeout,
+            read=settings.backend_read_timeout,
+            stream=settings.backend_stream_timeout,
+        ),
+        fail_max=settings.backend_fail_max,
+        reset_timeout=settings.backend_reset_timeout,
+    )
+
+
+@contextlib.contextmanager
+def _translated(backend: str) -> Iterator[None]:
+    """What sockets, `http.client` and urllib3 raise, as errors of the service. The cause is for the log only."""
+    try:
+        yield
+    except NewConnectionError as error:  # refused or not resolved, yet by its type a timeout
+        raise _failed(backend, error) from error
+    except (TimeoutError, ConnectTimeoutError, ReadTimeoutError) as error:
+        _log.warning("backend timed out", backend=backend, cause=str(error))
+        raise BackendTimedOut(f"backend {backend!r} did not answer in time; try again later") from error
+    except (OSError, http.client.HTTPException, HTTPError) as error:
+        raise _failed(backend, error) from error
+
+
+def _failed(backend: str, error: Exception) -> BackendFailed:
+    _log.warning("backend failed", backend=backend, cause=f"{type(error).__name__}: {error}")
+    return BackendFailed(f"backend {backend!r} could not be reached or broke off; try again later")
