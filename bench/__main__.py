@@ -1,4 +1,4 @@
-"""`python -m bench`: every table. `python -m bench limiter` or `breaker`: those of one policy."""
+"""`python -m bench`: the library's tables. `python -m bench limiter`, `breaker` or `load`: those of one subject."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import version
 
 SUBJECTS = ("limiter", "breaker")
+LOAD = "load"  # takes minutes and both processors, so only when asked for
 PEERS = ("limits", "pybreaker", "gevent", "redis")
 
 
@@ -19,9 +20,14 @@ def main() -> None:
     parser.add_argument("--greenlets", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     subjects = arguments.subjects or list(SUBJECTS)
-    unknown = set(subjects) - set(SUBJECTS)
+    unknown = set(subjects) - {*SUBJECTS, LOAD}
     if unknown:
-        parser.error(f"no such subject: {', '.join(sorted(unknown))}; choose from {', '.join(SUBJECTS)}")
+        parser.error(f"no such subject: {', '.join(sorted(unknown))}; choose from {', '.join((*SUBJECTS, LOAD))}")
+    if LOAD in subjects:
+        import bench.load
+
+        bench.load.run()
+        return
     if arguments.greenlets:
         _run(subjects, greenlets=True)
         return

@@ -7,7 +7,7 @@
     └── StorageUnavailable          the shared storage did not answer; the policy decides what follows
 
 A `Rejected` carries everything that an HTTP edge needs: `status`, `retry_after` in seconds, and the policy's name.
-This module imports nothing of the library but its values' types.
+Of the library it knows the core's values only.
 """
 
 from __future__ import annotations

@@ -1,0 +1,117 @@
+"""The application: Flask, with a chain of middlewares around every request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import flask
+import orjson
+import structlog
+from flask.json.provider import JSONProvider
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from resilience import Resilience, create_admin_blueprint
+from service import logs, problems
+from service.middleware.access_log import metered
+from service.middleware.chain import Middleware, build_chain, compose
+from service.routes import health
+from service.routes.auth import create_auth_blueprint
+from service.routes.backends import create_backends_blueprint
+from service.routes.users import create_users_blueprint
+from service.services.backends import Backends
+from service.settings import Settings
+from service.wiring import Parts, build_parts
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+__all__ = ["Service", "create_app"]
+
+
+class OrjsonProvider(JSONProvider):
+    """JSON by orjson: dataclasses, dates and UUIDs are known, what is not raises `TypeError`."""
+
+    def dumps(self, obj: Any, **_: Any) -> str:
+        """`obj` as JSON text."""
+        return orjson.dumps(obj).decode()
+
+    def loads(self, s: str | bytes, **_: Any) -> Any:
+        """The value in the JSON text `s`. Raises `ValueError` when it is not JSON."""
+        return orjson.loads(s)
+
+    def response(self, *args: Any, **kwargs: Any) -> flask.Response:
+        """`obj` as a response."""
+        text = orjson.dumps(self._prepare_response_obj(args, kwargs))
+        return flask.Response(text, mimetype="application/json")
+
+
+class ServiceRequest(flask.Request):
+    """A request whose body is refused when it is longer than allowed, also when nothing said how long it would be."""
+
+    def get_data(self, *args: Any, **kwargs: Any) -> Any:
+        """The body. Raises `RequestEntityTooLarge`."""
+        data = super().get_data(*args, **kwargs)
+        # Werkzeug cuts a chunked body off at the maximum without a word, so one byte more is asked for.
+        at_the_limit = self.content_length is None and len(data) == self.max_content_length
+        if at_the_limit and self.environ["wsgi.input"].read(1):
+            raise RequestEntityTooLarge
+        return data
+
+
+class Service(flask.Flask):
+    """Flask, where `links` surround what it does for a request. The chain is put together once."""
+
+    json_provider_class = OrjsonProvider
+    request_class = ServiceRequest
+
+    def __init__(self, links: Sequence[Middleware] = ()) -> None:
+        super().__init__("service", static_folder=None)
+        self._proceed = compose(links, super().full_dispatch_request)
+
+    def full_dispatch_request(self) -> flask.Response:
+        """Run the chain, innermost Flask's own dispatch."""
+        # Before anything is bound: another server's worker may run every request of a connection in one context.
+        structlog.contextvars.clear_contextvars()
+        return self._proceed()
+
+    def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        return metered(environ, super().wsgi_app(environ, start_response))
+
+
+def create_app(settings: Settings, parts: Parts | None = None) -> Service:
+    """The application that `settings` describe, out of `parts` or of those that the settings lead to.
+
+    Raises `SettingsError` when the settings name something that there is not.
+    """
+    logs.configure(level=settings.log_level, style=settings.log_format)
+    parts = parts or build_parts(settings)
+    app = Service(build_chain(settings, authenticator=parts.authenticator, limiter=parts.limiter))
+    app.config["MAX_CONTENT_LENGTH"] = settings.body_limit
+    token = settings.resilience_admin_token
+    Resilience(
+        app,
+        storage=parts.storage,
+        trusted_proxies=settings.trusted_proxies,
+        circuits=parts.circuits,
+        limiters=(parts.limiter, parts.login_limiter),
+        admin_token=None if token is None else token.get_secret_value(),
+        admin_port=settings.admin_port,
+        peer_directory=settings.peer_directory,
+    )
+    parts.lifecycle.on_shutdown("rate limit storage and peer socket", app.extensions["resilience"].close)
+    problems.register(app)  # after the library, whose own handler is plainer
+    app.register_blueprint(health.create_blueprint(parts.checks, parts.lifecycle))
+    app.register_blueprint(create_admin_blueprint(name="admin"))
+    app.register_blueprint(create_auth_blueprint(parts.auth, parts.login_limiter))
+    app.register_blueprint(create_users_blueprint(parts.users))
+    app.register_blueprint(
+        create_backends_blueprint(
+            Backends(parts.backends),
+            body_limit=settings.backend_body_limit,
+            stream_timeout=settings.backend_stream_timeout,
+            trusted_proxies=settings.trusted_proxies,
+        )
+    )
+    return app

@@ -1,0 +1,135 @@
+"""What the gunicorn master does for its workers: it reads the configuration once and keeps a folder for their sockets.
+
+Workers inherit the settings by fork. Were each to read the files itself, a file that is being edited when a worker is
+replaced at night would give one worker another configuration, or keep it from starting and take the service down.
+Nothing here may import the application: the master is not patched by gevent.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import structlog
+
+from service.middleware.chain import refuse_unknown_names
+from service.settings import Settings, SettingsError
+
+__all__ = [
+    "announce_reload",
+    "generation",
+    "load_settings",
+    "open_peer_directory",
+    "remove_peer_directory",
+    "settings",
+    "whole_number",
+]
+
+PEER_DIRECTORY = "PEER_DIRECTORY"
+
+_log = structlog.get_logger("service.master")
+_settings: Settings | None = None
+_own_peer_directory: Path | None = None
+_generation = mmap.mmap(-1, 8)  # shared with every worker that is forked later
+
+
+def settings() -> Settings:
+    """The settings of this service: the ones that the master read, or read now where there is no master."""
+    global _settings
+    if _settings is None:
+        _settings = _read()
+    return _settings
+
+
+def load_settings() -> Settings:
+    """Read the configuration, as the master starts and at each reload.
+
+    A start with a bad configuration ends with a message. A reload with one keeps the configuration that works and logs
+    the message: ending then would take a running service down.
+    """
+    global _settings
+    try:
+        _settings = _read()
+    except SettingsError as error:
+        if _settings is None:
+            refuse_to_start(str(error))
+        _log.error("configuration not reloaded, the previous one stays", reason=str(error))
+    return _settings
+
+
+def _read() -> Settings:
+    loaded = Settings.load()
+    refuse_unknown_names(loaded.middleware_off)
+    return loaded
+
+
+def refuse_to_start(reason: str) -> NoReturn:
+    """End the process with a message and without a stack."""
+    sys.exit(f"seawall does not start: {reason}")
+
+
+def whole_number(name: str, default: int, *, least: int = 0, environ: Mapping[str, str] = os.environ) -> int:
+    """A number from the environment, for what is gunicorn's and not the service's to know. Ends a start with a bad one."""
+    text = environ.get(name) or str(default)
+    if not text.isascii() or not text.isdecimal() or int(text) < least:
+        refuse_to_start(f"environment variable {name} must be a whole number from {least}")
+    return int(text)
+
+
+def generation() -> int:
+    """How often the master has reloaded. A worker of an earlier generation has been replaced already."""
+    return int.from_bytes(_generation[:8], "little")
+
+
+def announce_reload() -> None:
+    """Tell the workers there are that the next ones take their place."""
+    _generation[:8] = (generation() + 1).to_bytes(8, "little")
+
+
+def open_peer_directory() -> Path:
+    """The folder in which workers meet, made if need be: the configured one, or one named after this process.
+
+    Ends the start when the folder exists and is not this user's alone. Workers find it in their settings and in the
+    environment variable PEER_DIRECTORY.
+    """
+    global _settings, _own_peer_directory
+    current = settings()
+    directory = current.peer_directory
+    if directory is None:
+        base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+        directory = base / f"seawall-{os.geteuid()}-{os.getpid()}"
+        _own_peer_directory = directory
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        pass  # checked below
+    except OSError as error:
+        refuse_to_start(f"{directory} cannot be made: {error.strerror}; set {PEER_DIRECTORY} to another")
+    _refuse_foreign(directory)
+    for leftover in directory.glob("*.sock"):  # of a master that had the same process id, as in every container
+        leftover.unlink(missing_ok=True)
+    os.environ[PEER_DIRECTORY] = str(directory)
+    _settings = current.model_copy(update={"peer_directory": directory})
+    return directory
+
+
+def remove_peer_directory() -> None:
+    """Take away the folder, if it is the one named after this process."""
+    if _own_peer_directory is not None:
+        shutil.rmtree(_own_peer_directory, ignore_errors=True)
+
+
+def _refuse_foreign(directory: Path) -> None:
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        refuse_to_start(
+            f"{directory} must be a folder of this user's that nobody else can enter; "
+            f"remove it, chmod 700 it, or set {PEER_DIRECTORY} to another"
+        )

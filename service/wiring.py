@@ -1,0 +1,122 @@
+"""The composition root: settings become objects. The one module that names implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from resilience import CircuitBreaker, RateLimiter, open_storage
+from resilience.ports import LimitStorage
+from resilience.storage.standin import StandInStorage
+from service.clients.backends import build_backends
+from service.data.database import Database, open_database
+from service.data.users import SqlUserRepository
+from service.lifecycle import Check, Checks, Lifecycle, process
+from service.middleware.authentication import Authenticator
+from service.security.passwords import PasswordHasher
+from service.security.tokens import TokenSigner
+from service.services.auth import AuthService
+from service.services.ports import Backend
+from service.services.users import UserService
+from service.settings import Settings, SettingsError
+
+__all__ = ["Parts", "build_parts"]
+
+# Below the second that probes usually wait for.
+CHECK_TIMEOUT = 0.9
+PING_TIMEOUT = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What an application is put together from. `circuits` are listed by the admin endpoint; `limiter` guards every
+    request, `login_limiter` the tries to sign in; `storage` holds the buckets of both."""
+
+    users: UserService
+    auth: AuthService
+    backends: Mapping[str, Backend]
+    circuits: tuple[CircuitBreaker, ...]
+    authenticator: Authenticator
+    storage: LimitStorage
+    limiter: RateLimiter
+    login_limiter: RateLimiter
+    checks: Checks
+    lifecycle: Lifecycle
+
+
+def build_parts(settings: Settings, *, lifecycle: Lifecycle = process) -> Parts:
+    """The parts that `settings` describe. They are given back when `lifecycle` shuts down.
+
+    Connects to nothing yet. Under gevent, call it after patching. Raises `SettingsError` for one that cannot be used.
+    """
+    database = open_database(settings)
+    lifecycle.on_shutdown("database", database.close)
+    hasher = PasswordHasher(threads=settings.password_threads, waiting=settings.password_queue)
+    lifecycle.on_shutdown("password threads", hasher.close)
+    signer = _signer(settings)
+    users = SqlUserRepository(database)
+    backends = build_backends(settings)
+    for name, backend in backends.items():
+        lifecycle.on_shutdown(f"connections to {name}", backend.close)
+    storage = _storage(settings.resilience_storage_uri)
+    return Parts(
+        users=UserService(users, hasher),
+        auth=AuthService(users, hasher, signer),
+        backends=backends,
+        circuits=tuple(backend.circuit for backend in backends.values()),
+        authenticator=signer,
+        storage=storage,
+        limiter=_limiter("default", settings.rate_limit, settings.rate_limit_burst, setting="rate_limit"),
+        login_limiter=_limiter("login", settings.login_rate_limit, None, setting="login_rate_limit"),
+        checks=Checks(_checks(database, storage)),
+        lifecycle=lifecycle,
+    )
+
+
+def _signer(settings: Settings) -> TokenSigner:
+    previous = settings.token_secret_previous
+    return TokenSigner(
+        settings.token_secret.get_secret_value(),
+        previous=None if previous is None else previous.get_secret_value(),
+        lifetime=settings.token_lifetime,
+    )
+
+
+def _storage(uri: str) -> LimitStorage:
+    try:
+        return open_storage(uri)
+    except ValueError:
+        # Without the library's words for it, which repeat the address: it may hold a password.
+        raise SettingsError(
+            "resilience_storage_uri: must be memory:// or the address of a Redis-compatible server, "
+            "such as redis://127.0.0.1:6379/0"
+        ) from None
+    except ImportError as error:
+        raise SettingsError(f"resilience_storage_uri: {error}") from None
+
+
+def _limiter(name: str, rate: str, burst: int | None, *, setting: str) -> RateLimiter:
+    try:
+        return RateLimiter(rate, burst=burst, name=name)
+    except ValueError as error:
+        raise SettingsError(f"{setting}: {error}") from None
+
+
+def _checks(database: Database, storage: LimitStorage) -> list[Check]:
+    checks = [Check("database", critical=True, timeout=CHECK_TIMEOUT, function=lambda: database.ping(PING_TIMEOUT))]
+    if isinstance(storage, StandInStorage):
+        # Not critical: while the shared storage is down, its stand-in decides.
+        checks.append(Check("rate limit storage", critical=False, timeout=CHECK_TIMEOUT, function=_looking_at(storage)))
+    return checks
+
+
+def _looking_at(storage: StandInStorage) -> Callable[[], None]:
+    # A cost of 0 looks at a bucket and takes nothing.
+    probe = RateLimiter("1/second", name="health", key="health", cost=0, storage=storage)
+
+    def look() -> None:
+        probe.try_acquire()
+        if not storage.available:
+            raise ConnectionError(f"{storage.uri} does not answer")
+
+    return look

@@ -1,0 +1,43 @@
+"""The README's tour, run as it is printed, in a shell, against what `make run` starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+from tests.support.launched import launched, prepare_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+def tour() -> list[str]:
+    """The commands of the tour, block by block."""
+    return re.findall(r"<!-- tour -->\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_tour_shows_what_it_says(tmp_path: Path) -> None:
+    with launched(prepare_folder(tmp_path), {"WEB_CONCURRENCY": "2"}) as run:
+        ports = {"8000": run.port, "8001": run.admin_port, "8002": run.demo_port}
+        blocks = [re.sub(r"127\.0\.0\.1:(800[012])", lambda m: f"127.0.0.1:{ports[m[1]]}", text) for text in tour()]
+        environment = {
+            **os.environ,
+            "PASSWORD": run.value("password"),
+            "ADMIN_TOKEN": run.value("admin token"),
+        }
+        script = "\necho =====\n".join(["set -euo pipefail", *blocks])
+        done = subprocess.run(
+            ["bash", "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=60
+        )
+    signed_in, broken, healed = done.stdout.split("=====\n")[1:]
+    assert "HTTP/1.1 200 OK" in signed_in
+    assert {"RateLimit", "RateLimit-Policy", "X-Request-ID", "X-Trace-Id"} <= set(
+        re.findall(r"^([\w-]+):", signed_in, re.MULTILINE)
+    )
+    statuses = broken.splitlines()[1].split()
+    assert {"500": 10, "503": 30} == Counter(statuses), "five failures a worker, and none after that"
+    assert '"states":{"open":2}' in broken
+    assert ["200"] * 40 == healed.splitlines()[1].split()
+    assert '"states":{"closed":2}' in healed
