@@ -11,6 +11,7 @@ from resilience.core.limiter import Decision, Limit, Quota
 from resilience.decorators.breaker import CircuitBreaker, CircuitOpen, CircuitSnapshot, circuit_breaker
 from resilience.decorators.limiter import LimiterSnapshot, RateLimiter, rate_limit
 from resilience.errors import RateLimited, Rejected, ResilienceError, StorageUnavailable
+from resilience.scope import caller_key
 from resilience.storage.address import open_storage
 from resilience.storage.memory import MemoryStorage
 
@@ -33,6 +34,7 @@ __all__ = [
     "Resilience",
     "ResilienceError",
     "StorageUnavailable",
+    "caller_key",
     "circuit_breaker",
     "create_admin_blueprint",
     "open_storage",

@@ -13,7 +13,7 @@ from resilience.core.limiter import Decision
 from resilience.ports import LimitStorage, Scope
 from resilience.storage.address import open_storage
 
-__all__ = ["PROCESS", "ProcessScope", "current_scope", "resolve_scope_with"]
+__all__ = ["PROCESS", "ProcessScope", "caller_key", "current_scope", "resolve_scope_with"]
 
 STORAGE_VARIABLE = "RESILIENCE_STORAGE_URI"
 
@@ -76,3 +76,11 @@ def current_scope() -> Scope:
         if scope is not None:
             return scope
     return PROCESS
+
+
+def caller_key() -> str:
+    """The key of whoever is calling, as limits without a key of their own use it: the client's address in a request.
+
+    For keys of several parts: `key=lambda: (user_name(), caller_key())`.
+    """
+    return current_scope().caller()

@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     """Still accepted and no longer used to sign, so that `token_secret` can be changed without signing everyone out."""
     token_lifetime: Annotated[int, Field(ge=1, le=30 * 86_400)] = 3600
     password_threads: Annotated[int, Field(ge=1, le=64)] = 2
-    password_queue: Count = 64
+    password_queue: Count = 256
     """Passwords that may wait for a thread, per worker; the next one is refused with 503."""
 
     resilience_storage_uri: Annotated[str, AfterValidator(_storage_uri)] = "memory://"
@@ -192,6 +192,7 @@ class Settings(BaseSettings):
     drain_delay: SecondsOrZero = 0.0
     """How long the listener stays open after readiness has turned 503, so that balancers can notice."""
     graceful_timeout: Seconds = 20.0
+    """How long requests in flight may take after that. A platform's own patience must exceed the sum of both."""
     peer_directory: Path | None = None
     """Where each worker keeps its admin socket. None: derived from the master's process id."""
 
@@ -230,8 +231,6 @@ class Settings(BaseSettings):
     def _agree(self) -> Self:
         if self.port == self.admin_port:
             raise ValueError("port and admin_port are the same; the admin listener needs a port of its own")
-        if self.drain_delay >= self.graceful_timeout:
-            raise ValueError("drain_delay must be below graceful_timeout, which covers the whole shutdown")
         marked = self.token_secret.get_secret_value().startswith(TESTING_SECRET_PREFIX)
         if marked and self.environment != "testing":
             raise ValueError(f"token_secret is the published one of the tests; {MAKE_A_SECRET}")

@@ -23,7 +23,8 @@ def open_storage(uri: str, *, on_failure: OnFailure = "local") -> LimitStorage:
     if scheme == "memory":
         return MemoryStorage()
     if scheme not in _REDIS_SCHEMES:
-        raise ValueError(f"{uri!r} is no storage: use memory:// or one of {', '.join(sorted(_REDIS_SCHEMES))}")
+        # Not the whole address: it may hold a password.
+        raise ValueError(f"{scheme!r} is no storage: use memory:// or one of {', '.join(sorted(_REDIS_SCHEMES))}")
     try:
         from resilience.storage.redis import RedisStorage
     except ImportError as error:

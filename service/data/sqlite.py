@@ -61,7 +61,10 @@ def sqlite_engine(path: Path, mode: Literal["ro", "rw", "rwc"], *, patience: flo
             connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(wait * 1000)}")
         connection.exec_driver_sql("BEGIN" if mode == "ro" else "BEGIN IMMEDIATE")
 
-    engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool, hide_parameters=True)
+    # `transact` ends every transaction itself; another rollback when the connection comes back would find nothing.
+    engine = create_engine(
+        "sqlite://", creator=connect, poolclass=StaticPool, pool_reset_on_return=None, hide_parameters=True
+    )
     event.listen(engine, "begin", begin)
     observe_statements(engine)
     return engine

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from flask import Blueprint, Response, jsonify, request
 
-from resilience import RateLimiter
-from resilience.scope import current_scope
+from resilience import RateLimiter, caller_key
 from service.routes.access import public
 from service.routes.bodies import json_object
 from service.services.auth import AuthService
@@ -34,7 +33,7 @@ def create_auth_blueprint(auth_service: AuthService, login_limiter: RateLimiter)
         members = check_members(json_object(request), RULES, required=RULES)
         username, password = members["username"], members["password"]
         # Names that nobody can have share one bucket: they may be of any size and number.
-        login_limiter.acquire((username.lower() if is_name(username) else "", current_scope().caller()))
+        login_limiter.acquire((username.lower() if is_name(username) else "", caller_key()))
         token = auth_service.sign_in(username, password)
         response = jsonify(access_token=token.value, token_type="Bearer", expires_in=token.expires_in)  # noqa: S106 - a type
         response.headers["Cache-Control"] = "no-store"

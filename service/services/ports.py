@@ -29,10 +29,12 @@ class UserRepository(Protocol):
 
     def change(self, user_id: int, version: int | None, changes: Mapping[str, str]) -> User | None:
         """Apply `changes` (name, email, role, password_hash) if the stored version equals `version` (None: whatever
-        it is). None when there is no such user; raises `PreconditionFailed` on another version, `Conflict` as `add`."""
+        it is). None when there is no such user; raises `PreconditionFailed` on another version, `Conflict` as `add` and
+        when the last admin would be one no longer: only the transaction can know."""
 
     def remove(self, user_id: int, version: int | None) -> bool:
-        """Delete the user under the same version rule. False when there is no such user."""
+        """Delete the user under the same version rule. False when there is no such user; raises `Conflict` for the last
+        admin."""
 
 
 class PasswordHasher(Protocol):

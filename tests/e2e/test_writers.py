@@ -39,8 +39,7 @@ def write_together(service: RunningService, headers: dict[str, str], first: int)
 
 
 def test_two_hundred_writers_all_land_within_ten_seconds_and_no_loop_stands_still(tmp_path: Path) -> None:
-    # A line for all of them: whoever finds it full is refused, which is another test's business.
-    with running_service(tmp_path, app=PROBE, web_concurrency=WORKERS, password_queue=WRITERS) as service:
+    with running_service(tmp_path, app=PROBE, web_concurrency=WORKERS) as service:
         headers = administrator(service)
         eventually(lambda: len(service.workers) == WORKERS)
         gaps: dict[int, float] = {}

@@ -29,19 +29,25 @@ class Ticker:
     """Notes the longest time between two turns of a greenlet that wants one every two milliseconds."""
 
     def __init__(self) -> None:
-        self.longest = 0.0
+        self._longest = 0.0
+        self._since = time.perf_counter()
         self._greenlet = gevent.spawn(self._tick)
+
+    def stop(self) -> float:
+        """The longest time, in seconds, the one that lasts until now included."""
+        self._note()
+        self._greenlet.kill()
+        return self._longest
 
     def _tick(self) -> None:
         while True:
-            started = time.perf_counter()
             time.sleep(TICK)
-            self.longest = max(self.longest, time.perf_counter() - started - TICK)
+            self._note()
 
-    def stop(self) -> float:
-        """The longest time, in seconds."""
-        self._greenlet.kill()
-        return self.longest
+    def _note(self) -> None:
+        now = time.perf_counter()
+        self._longest = max(self._longest, now - self._since - TICK)
+        self._since = now
 
 
 def main(url: str, prefix: str, writers: int, timeout: float) -> None:

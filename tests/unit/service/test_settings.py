@@ -179,7 +179,6 @@ def test_the_shipped_configuration_is_valid_in_every_environment() -> None:
         ({"BACKENDS__a b": "http://h"}, "backends .* names must be"),
         ({"BACKENDS": "{"}, "BACKENDS in the environment must be a JSON object"),
         ({"ADMIN_PORT": "8000"}, "port and admin_port are the same"),
-        ({"DRAIN_DELAY": "20"}, "drain_delay must be below graceful_timeout"),
         ({"PORT_FILE": "/nowhere/port"}, "/nowhere/port is missing"),
         ({"PORT_FILE": "/"}, "/ cannot be read"),
         ({"SECRETS_DIR": "/nowhere"}, "SECRETS_DIR: /nowhere is not a folder"),

@@ -166,6 +166,20 @@ def test_a_job_that_waits_for_another_job_is_refused(threads: NativeThreads) -> 
     assert 2 == threads.free_places
 
 
+def test_a_thread_that_cannot_be_started_costs_no_place(
+    threads: NativeThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("service.threads.ThreadPool", refuse)
+    with pytest.raises(RuntimeError, match="can't start"):
+        threads.run(lambda _: None)
+    assert 2 == threads.free_places
+    monkeypatch.undo()
+    assert "started" == threads.run(lambda _: "started")
+
+
 def test_closing_waits_for_the_job_under_way(threads: NativeThreads) -> None:
     gate = Gate()
     running = gevent.spawn(threads.run, gate)

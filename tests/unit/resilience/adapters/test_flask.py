@@ -155,7 +155,7 @@ def test_the_environment_is_stronger_than_the_configuration_and_that_than_the_co
     [
         ({"RESILIENCE_TRUSTED_PROXIES": "many"}, "RESILIENCE_TRUSTED_PROXIES='many': use a whole number from 0"),
         ({"RESILIENCE_HEADERS_ENABLED": "perhaps"}, "RESILIENCE_HEADERS_ENABLED='perhaps': use true or false"),
-        ({"RESILIENCE_STORAGE_URI": "ftp://x"}, "'ftp://x' is no storage"),
+        ({"RESILIENCE_STORAGE_URI": "ftp://x"}, "'ftp' is no storage"),
         ({"RESILIENCE_STORAGE_URI": "redis://x", "RESILIENCE_ON_STORAGE_FAILURE": "panic"}, "on_failure='panic'"),
     ],
 )

@@ -83,6 +83,35 @@ def test_a_token_of_an_unknown_secret_is_refused(previous: str | None) -> None:
         signer(SECRET, previous=previous).verify(token)
 
 
+def test_a_token_that_was_verified_once_still_ends() -> None:
+    now = datetime.now(UTC)
+    verifying = TokenSigner(SECRET, lifetime=600, now=lambda: now)
+    token = forged(exp=datetime.now(UTC) + timedelta(seconds=-5))  # within the leeway
+    assert Caller(user_id=7, role="admin") == verifying.verify(token)
+    token = forged(exp=datetime.now(UTC) + timedelta(seconds=-11))
+    with pytest.raises(Unauthenticated, match="has expired"):
+        verifying.verify(token)
+    token = forged()
+    assert verifying.verify(token) is verifying.verify(token), "the second time from memory"
+    now += timedelta(hours=2)
+    assert verifying.verify(token) is not verifying.verify(token), "past its end nothing is taken from memory"
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.security.tokens.REMEMBERED", 3)
+    verifying = signer()
+    for number in range(5):
+        verifying.verify(forged(jti=str(number)))
+    assert 3 == len(verifying._verified)
+
+
+def test_a_refused_token_is_not_remembered() -> None:
+    verifying = signer()
+    with pytest.raises(Unauthenticated):
+        verifying.verify(jwt.encode(CLAIMS, OTHER, algorithm="HS256"))
+    assert 0 == len(verifying._verified)
+
+
 @pytest.mark.parametrize("secret", [SECRET, OTHER])
 def test_an_expired_token_is_refused_with_what_to_do(secret: str) -> None:
     token, _ = signer(secret, now=NOW - timedelta(hours=1)).issue(ANN)
