@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from resilience.ports import LimitStorage
+
 __all__ = ["PROCESS_REGISTRY", "Circuit", "Limiter", "Registry"]
 
 
@@ -36,8 +38,8 @@ class Limiter(Protocol):
     def name(self) -> str:
         """Under which it is listed."""
 
-    def snapshot(self) -> Any:
-        """Its counts as a named tuple."""
+    def snapshot(self, *, default_storage: LimitStorage | None = None) -> Any:
+        """Its counts as a named tuple; see `RateLimiter.snapshot`."""
 
 
 class Registry:

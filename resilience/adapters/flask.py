@@ -71,13 +71,14 @@ class Application:
         """The client's address in a request, else "process"."""
         if not has_request_context():
             return "process"
-        forwarded = request.headers.get("X-Forwarded-For") if self.options.trusted_proxies else None
-        return client_key(request.remote_addr, forwarded, self.options.trusted_proxies)
+        current = _behind(request)
+        proxies = self.options.trusted_proxies
+        return client_key(current.remote_addr, current.headers.get("X-Forwarded-For") if proxies else None, proxies)
 
     def observe(self, policy: str, decision: Decision) -> None:
         """Keep the decision for the response fields of the current request."""
         if has_request_context():
-            g.setdefault("resilience_decisions", []).append((policy, decision))
+            _behind(g).setdefault("resilience_decisions", []).append((policy, decision))
 
     def circuits(self) -> dict[str, Circuit]:
         """Every circuit that this application can reach, by name."""
@@ -100,7 +101,10 @@ class Application:
             act(circuit)
         return {
             "circuits": [circuit.snapshot()._asdict() for circuit in self.circuits().values()],
-            "limiters": [limiter.snapshot()._asdict() for limiter in self.limiters().values()],
+            # Asked by a sibling there is no application context, so what the current scope says would be another's.
+            "limiters": [
+                limiter.snapshot(default_storage=self.storage)._asdict() for limiter in self.limiters().values()
+            ],
         }
 
 
@@ -183,6 +187,11 @@ def _add_fields(response: Response) -> Response:
     if decisions:
         response.headers.update(rate_limit_fields(decisions))
     return response
+
+
+def _behind(proxy: Any) -> Any:
+    """What a proxy of Flask's stands for: each look through one takes longer than a decision's arithmetic."""
+    return proxy._get_current_object()  # noqa: SLF001  # documented by Flask for this use
 
 
 def _application_scope() -> Scope | None:

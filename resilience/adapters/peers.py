@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ __all__ = ["Answers", "Peers"]
 
 _LOG = logging.getLogger(__name__)
 _LARGEST_MESSAGE = 4 * 1024 * 1024
+_PAUSE = 0.1
 _SUN_PATH = 104  # the longest socket path that every Unix takes, with its final zero
 
 Message = Mapping[str, Any]
@@ -127,8 +129,12 @@ class Peers:
         while self._listener is listener:
             try:
                 connection, _ = listener.accept()
-            except OSError:
-                return  # closed
+            except OSError as error:
+                if self._listener is not listener:
+                    return  # closed
+                _LOG.warning("a sibling could not be heard: %s", error)
+                time.sleep(_PAUSE)  # out of descriptors, most likely: they come back
+                continue
             threading.Thread(target=self._serve, args=(connection,), name="seawall-peer", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:

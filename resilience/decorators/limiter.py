@@ -112,9 +112,12 @@ class RateLimiter:
         limited.limiter = self  # type: ignore[attr-defined]  # lets callers reach the policy of a view
         return limited
 
-    def snapshot(self) -> LimiterSnapshot:
-        """What this process has counted."""
-        storage = self.storage if self.storage is not None else current_scope().storage
+    def snapshot(self, *, default_storage: LimitStorage | None = None) -> LimiterSnapshot:
+        """What this process has counted. `default_storage` is where a limiter without a storage of its own counts, if
+        the caller knows better than the current scope."""
+        storage = default_storage if self.storage is None else self.storage
+        if storage is None:
+            storage = current_scope().storage
         return LimiterSnapshot(self.name, tuple(map(str, self.limits)), storage.uri, self._allowed, self._denied)
 
     def _subject(self, key: str | tuple[object, ...] | None) -> str:

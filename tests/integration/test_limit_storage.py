@@ -71,7 +71,7 @@ walks = some.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(some.lists(limits, min_size=3, max_size=6), walks)
 def test_every_walk_is_decided_as_the_pure_core_decides_it(
     opener: Opener,
@@ -154,6 +154,16 @@ def test_every_key_expires_when_its_bucket_is_full_and_not_before(storage: Redis
     assert 6_000 <= client.pttl(key) <= 6_002  # one token of ten a minute, rounded up
     take(storage, cost=9)
     assert 59_000 < client.pttl(key) <= 60_002
+
+
+def test_under_another_clock_the_server_does_not_expire_what_that_clock_still_needs(
+    server: RedisServer, client: redis.Redis
+) -> None:
+    storage = RedisStorage(server.uri, clock=FakeClock(), timeout=2.0)
+    take(storage, limit=Limit(1_000_000, 1, 1))  # full again after a microsecond
+    (key,) = client.scan_iter()
+    assert client.pttl(key) > 3_000_000
+    storage.close()
 
 
 def test_a_denial_and_a_look_write_nothing(storage: RedisStorage, client: redis.Redis) -> None:

@@ -8,7 +8,8 @@
 -- All numbers are whole and below 2^53, where a double is exact. They are written with %.0f because tostring()
 -- keeps 14 digits only, and answered as strings because a number in a reply is cut to an integer of the client's making.
 -- A denial, and a cost of 0, write nothing: they also work on a server that is full.
--- A bucket expires when it would be full anyway, rounded up: an early end would be a free refill.
+-- A bucket expires when it would be full anyway, rounded up: an early end would be a free refill. Under a clock that is
+-- not the server's it is kept an hour longer, since the server's own clock decides when it expires.
 
 -- Whole quotient and remainder. fmod is exact where a / b would round.
 local function divide(a, b)
@@ -25,11 +26,13 @@ local function divide_up(a, b)
 end
 
 local now
+local longer = 0
 if ARGV[1] == '' then
     local time = redis.call('TIME') -- once: two calls in one script may differ
     now = time[1] * 1000000 + time[2]
 else
     now = tonumber(ARGV[1])
+    longer = 3600000
 end
 
 local allowed, any_cost = 1, false
@@ -80,7 +83,7 @@ for i, key in ipairs(KEYS) do
         local unit, tick = tonumber(ARGV[5 * i - 1]), tonumber(ARGV[5 * i])
         levels[i] = levels[i] - tonumber(ARGV[5 * i + 1])
         local ticks_to_full = divide_up(capacity - levels[i], refill)
-        local milliseconds = divide_up(ticks_to_full * tick, 1000) + 1
+        local milliseconds = divide_up(ticks_to_full * tick, 1000) + 1 + longer
         redis.call('SET', key, string.format('%.0f %.0f %.0f', levels[i], stamps[i], unit),
             'PX', string.format('%.0f', milliseconds))
     end
