@@ -5,6 +5,7 @@
     │   ├── RateLimited             429  the bucket does not hold the cost
     │   └── CircuitOpen             503  (in resilience.decorators.breaker: it is a pybreaker.CircuitBreakerError too)
     └── StorageUnavailable          the shared storage did not answer; the policy decides what follows
+        └── StorageBusy             this process has too many questions under way
 
 A `Rejected` carries everything that an HTTP edge needs: `status`, `retry_after` in seconds, and the policy's name.
 Of the library it knows the core's values only.
@@ -12,12 +13,12 @@ Of the library it knows the core's values only.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resilience.core.limiter import Decision
 
-__all__ = ["RateLimited", "Rejected", "ResilienceError", "StorageUnavailable"]
+__all__ = ["RateLimited", "Rejected", "ResilienceError", "StorageBusy", "StorageUnavailable"]
 
 
 class ResilienceError(Exception):
@@ -38,18 +39,33 @@ class Rejected(ResilienceError):
         self.policy = policy
         self.retry_after = retry_after
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are rebuilt from their message alone unless they say otherwise, and a process pool sends them so.
+        return _restored, (type(self), self.args, dict(self.__dict__))
+
 
 class RateLimited(Rejected):
-    """A rate limit refused the call. `decision` holds the numbers behind it."""
+    """A rate limit refused the call. `decision` holds the numbers behind it, `title` is the policy's name for callers."""
 
     status = 429
 
-    def __init__(self, policy: str, decision: Decision) -> None:
+    def __init__(self, policy: str, decision: Decision, *, title: str | None = None) -> None:
         wait = decision.retry_after
         advice = "the cost is above the burst, so no wait helps" if wait is None else f"retry in {wait:.3f} s"
-        super().__init__(f"rate limit {policy!r} exceeded: {advice}", policy=policy, retry_after=wait)
+        self.title = policy if title is None else title
+        super().__init__(f"rate limit {self.title!r} exceeded: {advice}", policy=policy, retry_after=wait)
         self.decision = decision
 
 
 class StorageUnavailable(ResilienceError):
     """A shared storage did not answer in time or refused. The cause is chained."""
+
+
+class StorageBusy(StorageUnavailable):
+    """This process uses all the connections to the storage that it may. Says nothing about the storage's health."""
+
+
+def _restored(kind: type[Rejected], arguments: tuple[Any, ...], state: dict[str, Any]) -> Rejected:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error

@@ -34,6 +34,10 @@ def _items(limits: LimitsLike) -> Iterable[Limit | RateLimitItem]:
     if isinstance(limits, Limit | RateLimitItem):
         return (limits,)
     if not isinstance(limits, str):
+        if not isinstance(limits, Iterable):
+            raise ValueError(  # noqa: TRY004  # whatever is no limit is a ValueError
+                f"{limits!r} is not a rate limit: write one such as '10/second'"
+            )
         return tuple(limits)
     try:
         return parse_many(limits)

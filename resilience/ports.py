@@ -45,5 +45,5 @@ class Scope(Protocol):
     def caller(self) -> str:
         """The key of a limit that names none: the client's address in a web request."""
 
-    def observe(self, policy: str, decision: Decision) -> None:
-        """Told of every decision, so that an edge can render it."""
+    def observe(self, policy: str, title: str, decision: Decision) -> None:
+        """Told of every decision, so that an edge can render it under the policy's title."""

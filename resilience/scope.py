@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from resilience.core.limiter import Decision
 from resilience.ports import LimitStorage, Scope
 from resilience.storage.address import open_storage
 
 __all__ = ["PROCESS", "ProcessScope", "caller_key", "current_scope", "resolve_scope_with"]
-
-STORAGE_VARIABLE = "RESILIENCE_STORAGE_URI"
 
 
 class ProcessScope:
@@ -27,10 +26,11 @@ class ProcessScope:
 
     @property
     def storage(self) -> LimitStorage:
-        """The storage at RESILIENCE_STORAGE_URI, else the one that `adopt` offered first, else `memory://`."""
+        """The one that `adopt` offered first, else the storage at RESILIENCE_STORAGE_URI, else `memory://`."""
         storage = self._storage
         if storage is None:
-            opened = open_storage(os.environ.get(STORAGE_VARIABLE, "memory://"))
+            on_failure: Any = os.environ.get("RESILIENCE_ON_STORAGE_FAILURE") or "local"
+            opened = open_storage(os.environ.get("RESILIENCE_STORAGE_URI") or "memory://", on_failure=on_failure)
             with self._lock:
                 if self._storage is None:
                     self._storage = opened
@@ -40,10 +40,10 @@ class ProcessScope:
     def adopt(self, storage: LimitStorage) -> None:
         """Use an application's storage outside its contexts too, so that its background work shares its buckets.
 
-        The first one offered stays; RESILIENCE_STORAGE_URI, when set, is stronger.
+        The first one offered stays.
         """
         with self._lock:
-            if self._storage is None and STORAGE_VARIABLE not in os.environ:
+            if self._storage is None:
                 self._storage = storage
 
     def forget(self) -> None:
@@ -55,7 +55,7 @@ class ProcessScope:
         """Everyone is one caller."""
         return "process"
 
-    def observe(self, policy: str, decision: Decision) -> None:
+    def observe(self, policy: str, title: str, decision: Decision) -> None:
         """Nobody to tell."""
 
 

@@ -38,6 +38,13 @@ def create_admin_blueprint(*, name: str = "resilience_admin", url_prefix: str = 
     """The admin endpoint, to be registered on an application that has `Resilience`."""
     blueprint = Blueprint(name, __name__, url_prefix=url_prefix)
     blueprint.before_request(_authorize)
+
+    def authorize_wrong_methods() -> None:
+        # These match no view of the blueprint's, and would tell that there is something.
+        if request.routing_exception is not None and request.path.startswith(f"{url_prefix}/"):
+            _authorize()
+
+    blueprint.before_app_request(authorize_wrong_methods)
     blueprint.after_request(_forbid_storing)
     blueprint.get("/circuits")(list_circuits)
     blueprint.get("/circuits/<path:circuit>")(show_circuit)
@@ -63,8 +70,6 @@ def show_circuit(circuit: str) -> Response:
 
 def change_circuit(circuit: str, action: str) -> Response:
     """Open, close or reset one circuit in every worker."""
-    if circuit not in current_application().circuits():
-        abort(404, description=f"no circuit is named {circuit!r}: GET the list for the names")
     answers = current_application().peers.ask({"do": action, "circuit": circuit})
     _AUDIT.warning(
         "circuit %r: %s by %s; workers %s, unreached %s",
@@ -91,7 +96,7 @@ def list_limiters() -> Response:
 
 def _authorize() -> None:
     options = current_application().options
-    on_admin_port = options.admin_port is None or request.environ.get("SERVER_PORT") == str(options.admin_port)
+    on_admin_port = options.admin_port is None or _listener_port(request.environ) == options.admin_port
     if not options.admin_token or not on_admin_port:
         abort(404)
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
@@ -100,6 +105,16 @@ def _authorize() -> None:
             "the admin endpoint needs 'Authorization: Bearer <admin token>'",
             www_authenticate=WWWAuthenticate("bearer", {"realm": "admin"}),
         )
+
+
+def _listener_port(environ: Mapping[str, Any]) -> int | None:
+    """The port that the connection came in on, None for a Unix socket. What a client or a proxy claims is not asked."""
+    listening = environ.get("gunicorn.socket")
+    if listening is not None:
+        name = listening.getsockname()
+        return int(name[1]) if isinstance(name, tuple) else None
+    port = str(environ.get("werkzeug.proxy_fix.orig", environ).get("SERVER_PORT", ""))
+    return int(port) if port.isdecimal() else None
 
 
 def _forbid_storing(response: Response) -> Response:

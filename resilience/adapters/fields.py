@@ -6,7 +6,7 @@ section 10.2.3 (Retry-After), RFC 9457 (problem details).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from resilience.core.limiter import Decision, Quota, seconds_rounded_up
@@ -18,21 +18,19 @@ QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded
 REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 
 
-def rate_limit_fields(decisions: Sequence[tuple[str, Decision]]) -> dict[str, str]:
-    """The fields RateLimit-Policy and RateLimit for all decisions of one request, by policy name.
+def rate_limit_fields(decisions: Iterable[tuple[str, Decision]]) -> dict[str, str]:
+    """The fields RateLimit-Policy and RateLimit for all decisions of one request, each with its policy's title.
 
     A policy's quota `q` is the burst and its window `w` the seconds that refill it. `t` is when the quota is whole again
     or, after a denial, when a try can succeed: never later than Retry-After.
     """
     policies: list[str] = []
     states: list[str] = []
-    for name, decision in decisions:
+    for title_of_policy, decision in decisions:
         for quota in decision.quotas:
-            title = _quoted(_title(name, decision, quota))
-            policies.append(
-                f"{title};q={quota.limit.burst};w={max(1, seconds_rounded_up(quota.limit.seconds_to_fill))}"
-            )
-            states.append(f"{title};r={max(0, quota.remaining)};t={_seconds_to_reset(decision, quota)}")
+            title = _quoted(_title(title_of_policy, decision, quota))
+            policies.append(f"{title};q={_whole(quota.limit.size)};w={max(1, _whole(quota.limit.seconds_to_fill))}")
+            states.append(f"{title};r={_whole(quota.remaining)};t={_seconds_to_reset(decision, quota)}")
     return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(states)}
 
 
@@ -52,7 +50,7 @@ def problem_details(rejection: Rejected) -> dict[str, Any]:
             "status": rejection.status,
             "detail": str(rejection),
             "violated-policies": [
-                _title(rejection.policy, rejection.decision, quota)
+                _title(rejection.title, rejection.decision, quota)
                 for quota in rejection.decision.quotas
                 if quota.wait != 0.0
             ],
@@ -65,16 +63,20 @@ def problem_details(rejection: Rejected) -> dict[str, Any]:
     }
 
 
-def _title(name: str, decision: Decision, quota: Quota) -> str:
-    """The policy's name as callers see it: without the module path, and with the window where there are several."""
-    title = name.rpartition(".")[2]
+def _title(title: str, decision: Decision, quota: Quota) -> str:
+    """The policy's title, with the window where it has several limits."""
     return title if len(decision.quotas) == 1 else f"{title}-{quota.limit.period:g}s"
 
 
 def _seconds_to_reset(decision: Decision, quota: Quota) -> int:
-    whole = seconds_rounded_up(quota.reset_after)
+    whole = _whole(quota.reset_after)
     wait = decision.retry_after
     return whole if decision.allowed or wait is None else min(whole, max(1, seconds_rounded_up(wait)))
+
+
+def _whole(number: float) -> int:
+    """An integer of RFC 9651, which has at most 15 digits: a longer one would make the whole field invalid."""
+    return min(seconds_rounded_up(number), 999_999_999_999_999)
 
 
 def _quoted(text: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-from flask import Flask, Response, current_app, g, has_app_context, has_request_context, request
+from flask import Flask, Response, current_app, has_app_context, has_request_context, request
 
 from resilience.adapters.addresses import client_key
 from resilience.adapters.fields import problem_details, rate_limit_fields, retry_after_field
@@ -27,6 +28,9 @@ from resilience.storage.standin import OnFailure
 __all__ = ["Application", "Resilience", "current_application"]
 
 _EXTENSION = "resilience"
+_DECISIONS = "resilience.decisions"
+_NO_EXTENSION = "this application has no Resilience: call Resilience(app) when it is made"
+_LOG = logging.getLogger(__name__)
 _PREFIX = "RESILIENCE_"
 _ACTIONS: Mapping[str, Callable[[Circuit], object]] = {
     "open": lambda circuit: circuit.open(),
@@ -53,6 +57,7 @@ class Application:
 
     def __init__(
         self,
+        name: str,
         options: _Options,
         *,
         storage: LimitStorage | None,
@@ -65,7 +70,7 @@ class Application:
             storage if storage is not None else open_storage(options.storage_uri, on_failure=options.on_storage_failure)
         )
         self.registry = Registry(circuits=circuits, limiters=limiters)
-        self.peers = Peers(self._answer, directory=options.peer_directory)
+        self.peers = Peers(self._answer, directory=options.peer_directory, label=name)
 
     def caller(self) -> str:
         """The client's address in a request, else "process"."""
@@ -75,10 +80,11 @@ class Application:
         proxies = self.options.trusted_proxies
         return client_key(current.remote_addr, current.headers.get("X-Forwarded-For") if proxies else None, proxies)
 
-    def observe(self, policy: str, decision: Decision) -> None:
-        """Keep the decision for the response fields of the current request."""
+    def observe(self, policy: str, title: str, decision: Decision) -> None:
+        """Keep each policy's last decision for the response fields of the current request."""
         if has_request_context():
-            _behind(g).setdefault("resilience_decisions", []).append((policy, decision))
+            # In the request's own environment: `g` belongs to the application context, which may outlive a request.
+            _behind(request).environ.setdefault(_DECISIONS, {})[policy] = (title, decision)
 
     def circuits(self) -> dict[str, Circuit]:
         """Every circuit that this application can reach, by name."""
@@ -87,6 +93,16 @@ class Application:
     def limiters(self) -> dict[str, Limiter]:
         """Every rate limiter that this application can reach, by name."""
         return {**PROCESS_REGISTRY.limiters, **self.registry.limiters}
+
+    def listen_again(self) -> None:
+        """Answer siblings in this process too, if it was forked. What goes wrong is logged: it is no caller's trouble."""
+        if self.peers.is_listening:
+            return
+        try:
+            self.peers.listen()
+        except (OSError, ValueError):
+            _LOG.exception("this worker does not answer its siblings")
+            self.peers.close()
 
     def close(self) -> None:
         """Give back the storage's connections and the peer socket."""
@@ -98,7 +114,10 @@ class Application:
         act = _ACTIONS.get(str(message.get("do")))
         circuit = self.circuits().get(str(message.get("circuit")))
         if act is not None and circuit is not None:
-            act(circuit)
+            try:
+                act(circuit)
+            except Exception:  # noqa: BLE001  # the circuit has moved; a listener of the application's has not borne it
+                _LOG.exception("a listener of circuit %r raised", circuit.name)
         return {
             "circuits": [circuit.snapshot()._asdict() for circuit in self.circuits().values()],
             # Asked by a sibling there is no application context, so what the current scope says would be another's.
@@ -118,9 +137,10 @@ class Resilience:
     - `trusted_proxies`: how many of our own proxies append to X-Forwarded-For (0: the field is not read).
     - `headers_enabled`: whether responses carry RateLimit and RateLimit-Policy (True).
     - `admin_token`: the bearer token of the admin endpoint; without one it does not exist. `admin_port`: the port of the
-      only listener that serves it (None: any).
+      only listener that serves it (None: any listener).
     - `peer_directory`: the folder in which the workers of one service meet, so that the admin endpoint of any of them
-      answers for all. None: each answers for itself.
+      answers for all. None: each answers for itself. Make the application in each worker (no `preload_app`): a process
+      that is forked later answers its siblings only from its first request on.
 
     `circuits` and `limiters` are policies of this application in addition to the decorators' ones.
 
@@ -152,12 +172,15 @@ class Resilience:
         if _EXTENSION in app.extensions:
             raise RuntimeError("Resilience is attached to this application already: call init_app once per application")
         options = _read_options(self._defaults, app.config, os.environ)
-        application = Application(options, storage=self._storage, circuits=self._circuits, limiters=self._limiters)
+        application = Application(
+            app.name, options, storage=self._storage, circuits=self._circuits, limiters=self._limiters
+        )
         app.extensions[_EXTENSION] = application
         PROCESS.adopt(application.storage)
-        app.register_error_handler(Rejected, render_rejection)
+        if Rejected not in app.error_handler_spec[None][None]:
+            app.register_error_handler(Rejected, render_rejection)
         # A process forked after this line has no thread that listens: the first request in it starts one.
-        app.before_request(application.peers.listen)
+        app.before_request(application.listen_again)
         if options.headers_enabled:
             app.after_request(_add_fields)
         application.peers.listen()
@@ -167,7 +190,7 @@ def current_application() -> Application:
     """The library's side of the current Flask application. Raises `RuntimeError` when it has none."""
     application = current_app.extensions.get(_EXTENSION)
     if application is None:
-        raise RuntimeError("this application has no Resilience: call Resilience(app) when it is made")
+        raise RuntimeError(_NO_EXTENSION)
     return cast("Application", application)
 
 
@@ -183,9 +206,9 @@ def render_rejection(rejection: Rejected) -> Response:
 
 
 def _add_fields(response: Response) -> Response:
-    decisions = g.get("resilience_decisions")
+    decisions = _behind(request).environ.get(_DECISIONS)
     if decisions:
-        response.headers.update(rate_limit_fields(decisions))
+        response.headers.update(rate_limit_fields(decisions.values()))
     return response
 
 
@@ -195,7 +218,13 @@ def _behind(proxy: Any) -> Any:
 
 
 def _application_scope() -> Scope | None:
-    return current_app.extensions.get(_EXTENSION) if has_app_context() else None
+    if not has_app_context():
+        return None
+    scope: Scope | None = current_app.extensions.get(_EXTENSION)
+    if scope is None and has_request_context():
+        # Without it all clients would be one caller, and a refusal a 500.
+        raise RuntimeError(_NO_EXTENSION)
+    return scope
 
 
 resolve_scope_with(_application_scope)
@@ -211,6 +240,9 @@ def _read_options(defaults: Mapping[str, Any], config: Mapping[str, Any], enviro
             values[name] = environ[key]
         if name in values:
             values[name] = _converted(name, key, values[name])
+    on_failure = values.get("on_storage_failure", "local")
+    if on_failure not in get_args(OnFailure):
+        raise ValueError(f"{_PREFIX}ON_STORAGE_FAILURE={on_failure!r}: choose one of {', '.join(get_args(OnFailure))}")
     return _Options(**values)
 
 

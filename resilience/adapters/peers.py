@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import stat
 import threading
@@ -25,6 +26,9 @@ _SUN_PATH = 104  # the longest socket path that every Unix takes, with its final
 
 Message = Mapping[str, Any]
 
+_taken: set[tuple[int, Path]] = set()
+"""The sockets of this process's applications, with its id: a fork inherits the set and none of the sockets."""
+
 
 class Answers(NamedTuple):
     """What the workers said, by process id, and which did not answer in time."""
@@ -36,45 +40,67 @@ class Answers(NamedTuple):
 class Peers:
     """This worker and its siblings, which are the processes with a socket in `directory`.
 
-    `answer` turns a message into this worker's answer. Without a directory this worker is alone. `timeout` bounds the
-    whole question, in seconds.
+    `answer` turns a message into this worker's answer. Without a directory this worker is alone. `label` tells the
+    applications that meet in one folder apart. `timeout` bounds each step of a question to a sibling, in seconds.
     """
 
     def __init__(
-        self, answer: Callable[[Message], dict[str, Any]], *, directory: Path | None, timeout: float = 1.0
+        self,
+        answer: Callable[[Message], dict[str, Any]],
+        *,
+        directory: Path | None,
+        label: str = "peers",
+        timeout: float = 1.0,
     ) -> None:
         self._answer = answer
         self._directory = directory
+        self._label = re.sub(r"[^A-Za-z0-9_-]", "-", label)[:24] or "peers"
         self._timeout = timeout
         self._lock = threading.Lock()
         self._listening_as: int | None = None  # guarded by _lock; the process that listens: a fork does not
         self._listener: socket.socket | None = None
+        self._closed = False
 
     def listen(self) -> None:
         """Answer siblings from now on. Does nothing without a directory, or when this process listens already.
 
         Raises `PermissionError` when the folder belongs to another user or lets others in, and `ValueError` when its
-        path is too long for a socket.
+        path is too long for a socket, or when another application of this process has the same label.
         """
-        if self._directory is None or self._listening_as == os.getpid():
+        if self.is_listening:
             return
         with self._lock:
             if self._listening_as == os.getpid():
                 return
-            self._listener = _bind(_socket_path(self._directory, os.getpid()))
+            path = self._socket_path()
+            if (os.getpid(), path) in _taken:
+                raise ValueError(
+                    f"two applications of this process are named {self._label!r} and meet in {self._directory}: "
+                    "give one of them another name or another folder"
+                )
+            self._listener = _bind(path)
             self._listening_as = os.getpid()
+            _taken.add((os.getpid(), path))
         threading.Thread(target=self._accept, args=(self._listener,), name="seawall-peers", daemon=True).start()
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether there is nothing to do for `listen`: this process listens, need not, or has been closed."""
+        return self._directory is None or self._closed or self._listening_as == os.getpid()
+
     def close(self) -> None:
-        """Stop answering and take the socket out of the folder."""
+        """Stop answering, for good, and take the socket out of the folder."""
         with self._lock:
+            self._closed = True
             listener, self._listener = self._listener, None
             owned = self._listening_as == os.getpid()
             self._listening_as = None
         if listener is None:
             return
-        if owned and self._directory is not None:
-            _socket_path(self._directory, os.getpid()).unlink(missing_ok=True)
+        if owned:
+            path = self._socket_path()
+            path.unlink(missing_ok=True)
+            _taken.discard((os.getpid(), path))
         # Closing alone does not wake a thread that waits in accept.
         try:
             listener.shutdown(socket.SHUT_RDWR)
@@ -89,14 +115,16 @@ class Peers:
         lock = threading.Lock()
 
         def question(pid: int, path: Path) -> None:
-            answer = self._question(path, message)
+            try:
+                answer = self._question(path, message)
+            except (ConnectionRefusedError, FileNotFoundError):
+                path.unlink(missing_ok=True)  # nobody listens: killed before it could tidy up, whoever has its id now
+                return
             with lock:
-                if answer is not None:
-                    answers[pid] = answer
-                elif _is_running(pid):
+                if answer is None:
                     silent.add(pid)
                 else:
-                    path.unlink(missing_ok=True)  # killed before it could tidy up
+                    answers[pid] = answer
 
         threads = [threading.Thread(target=question, args=(pid, path), daemon=True) for pid, path in self._siblings()]
         for thread in threads:
@@ -110,8 +138,12 @@ class Peers:
     def _siblings(self) -> list[tuple[int, Path]]:
         if self._directory is None or not self._directory.is_dir():
             return []
-        found = ((path.stem, path) for path in self._directory.glob("*.sock"))
-        return [(int(stem), path) for stem, path in found if stem.isdecimal() and int(stem) != os.getpid()]
+        found = ((path.name.partition(".")[0], path) for path in self._directory.glob(f"*.{self._label}.sock"))
+        return [(int(pid), path) for pid, path in found if pid.isdecimal() and int(pid) != os.getpid()]
+
+    def _socket_path(self) -> Path:
+        assert self._directory is not None
+        return self._directory / f"{os.getpid()}.{self._label}.sock"
 
     def _question(self, path: Path, message: Message) -> dict[str, Any] | None:
         try:
@@ -120,6 +152,8 @@ class Peers:
                 connection.connect(str(path))
                 connection.sendall(json.dumps(message).encode() + b"\n")
                 answer = json.loads(_read_line(connection))
+        except (ConnectionRefusedError, FileNotFoundError):
+            raise
         except (OSError, ValueError) as error:
             _LOG.warning("worker %s did not answer: %s", path.stem, error)
             return None
@@ -142,13 +176,11 @@ class Peers:
             connection.settimeout(self._timeout)
             try:
                 message = json.loads(_read_line(connection))
+                if not isinstance(message, dict):
+                    raise ValueError("a question is a JSON object")  # noqa: TRY301, TRY004  # handled like bad JSON
                 connection.sendall(json.dumps(self._answer(message)).encode() + b"\n")
             except (OSError, ValueError) as error:
                 _LOG.warning("a sibling's question could not be answered: %s", error)
-
-
-def _socket_path(directory: Path, pid: int) -> Path:
-    return directory / f"{pid}.sock"
 
 
 def _bind(path: Path) -> socket.socket:
@@ -160,12 +192,14 @@ def _bind(path: Path) -> socket.socket:
         raise PermissionError(
             f"{path.parent} must be a folder of this user's that nobody else can enter: chmod 700 it or choose another"
         )
-    path.unlink(missing_ok=True)  # of an earlier process with this id
+    unready = path.with_suffix(".new")
+    unready.unlink(missing_ok=True)  # of an earlier process with this id
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        listener.bind(str(path))
-        path.chmod(0o600)  # nobody can connect before listen
+        listener.bind(str(unready))
+        unready.chmod(0o600)
         listener.listen(64)
+        unready.rename(path)  # only now: a socket under this name that refuses is a dead one's
     except BaseException:
         listener.close()
         raise
@@ -182,13 +216,3 @@ def _read_line(connection: socket.socket) -> bytes:
         if len(received) > _LARGEST_MESSAGE:
             raise ValueError("the message is too long")
     return bytes(received)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from math import isfinite
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -92,9 +93,9 @@ class BreakerPolicy:
         for name in ("fail_max", "success_threshold", "half_open_max_calls"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: a circuit breaker takes a whole number from 1")
-        if self.reset_timeout < 0:
+        if not (isfinite(self.reset_timeout) and self.reset_timeout >= 0):
             raise ValueError(f"reset_timeout={self.reset_timeout!r}: a circuit breaker takes seconds from 0")
-        if self.probe_lease <= 0:
+        if not (isfinite(self.probe_lease) and self.probe_lease > 0):
             raise ValueError(f"probe_lease={self.probe_lease!r}: a circuit breaker takes seconds above 0")
 
 

@@ -36,7 +36,7 @@ class Limit:
 
     amount: int
     period: float
-    burst: int = 0
+    burst: int | None = None
     unit: int = field(init=False, repr=False, compare=False)
     """Parts in one token."""
     refill: int = field(init=False, repr=False, compare=False)
@@ -50,9 +50,8 @@ class Limit:
 
     def __post_init__(self) -> None:
         _require_whole("amount", self.amount)
-        if self.burst == 0:
-            object.__setattr__(self, "burst", self.amount)
-        _require_whole("burst", self.burst)
+        burst = self.amount if self.burst is None else _require_whole("burst", self.burst)
+        object.__setattr__(self, "burst", burst)
         microseconds = _microseconds(self.period)
         for tick in (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000):
             if microseconds % tick:
@@ -60,17 +59,22 @@ class Limit:
             ticks = microseconds // tick
             shared = gcd(self.amount, ticks)
             unit, refill = ticks // shared, self.amount // shared
-            if self.burst * unit + refill <= LARGEST:
+            if burst * unit + refill <= LARGEST:
                 object.__setattr__(self, "unit", unit)
                 object.__setattr__(self, "refill", refill)
                 object.__setattr__(self, "tick", tick)
-                object.__setattr__(self, "capacity", self.burst * unit)
-                object.__setattr__(self, "ticks_to_fill", -(-self.burst * unit // refill))
+                object.__setattr__(self, "capacity", burst * unit)
+                object.__setattr__(self, "ticks_to_fill", -(-burst * unit // refill))
                 return
         raise ValueError(
-            f"burst={self.burst} is too large for exact arithmetic at {self.amount} per {self.period} s: "
+            f"burst={burst} is too large for exact arithmetic at {self.amount} per {self.period} s: "
             "choose a smaller burst, or an amount and a period with a common divisor"
         )
+
+    @property
+    def size(self) -> int:
+        """Tokens in a full bucket: `burst`, or `amount` where none was given."""
+        return self.capacity // self.unit
 
     @property
     def period_microseconds(self) -> int:
@@ -83,13 +87,14 @@ class Limit:
         return self.ticks_to_fill * self.tick / _MICROSECONDS
 
     def __str__(self) -> str:
-        burst = "" if self.burst == self.amount else f" burst {self.burst}"
+        burst = "" if self.size == self.amount else f" burst {self.size}"
         return f"{self.amount} per {self.period:g} s{burst}"
 
 
-def _require_whole(name: str, value: object) -> None:
+def _require_whole(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r}: a limit takes a whole number from 1")
+    return value
 
 
 def _microseconds(period: float) -> int:
@@ -127,8 +132,8 @@ class Quota(NamedTuple):
 
     @property
     def remaining(self) -> int:
-        """Whole tokens left."""
-        return self.level // self.limit.unit
+        """Whole tokens left, from 0."""
+        return max(0, self.level // self.limit.unit)
 
     @property
     def reset_after(self) -> float:
@@ -143,7 +148,7 @@ class Quota(NamedTuple):
         missing = self.cost * limit.unit - self.level
         if missing <= 0:
             return 0.0
-        if self.cost > limit.burst:
+        if self.cost > limit.size:
             return None
         return -(-missing // limit.refill) * limit.tick / _MICROSECONDS
 

@@ -13,6 +13,7 @@ import threading
 import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -48,6 +49,9 @@ T = TypeVar("T")
 Excluded = type[BaseException] | Callable[[Any], bool]
 
 _FORCING = {OPEN: Event.FORCE_OPEN, CLOSED: Event.FORCE_CLOSED, HALF_OPEN: Event.FORCE_HALF_OPEN}
+_WITHIN_A_PROBE = Permit(-1, 0, 0.0)
+"""For a call under a circuit inside of one of its probes: the probe's own result decides."""
+
 _STATE_CLASSES: dict[str, Any] = {
     CLOSED: pybreaker.CircuitClosedState,
     OPEN: pybreaker.CircuitOpenState,
@@ -55,11 +59,16 @@ _STATE_CLASSES: dict[str, Any] = {
 }
 
 
-class CircuitOpen(Rejected, pybreaker.CircuitBreakerError):
+class CircuitOpen(pybreaker.CircuitBreakerError, Rejected):
     """The circuit is open, or half-open with all its probes under way: the call was not made.
 
     Also raised, for the call that trips the circuit, by a breaker with `throw_new_error_on_trip`.
     """
+
+
+_probes_under_way: ContextVar[tuple[tuple[object, Permit], ...]] = ContextVar("probes_under_way", default=())
+"""The half-open circuits inside of which the current call runs, with its permits: what it calls under the same circuit
+belongs to the same probe."""
 
 
 class CircuitSnapshot(NamedTuple):
@@ -139,8 +148,9 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     - `half_open_max_calls`: how many probes a half-open circuit lets pass at once (1). `probe_lease`: seconds after which
       a probe that never reported frees its place (the larger of 60 and `reset_timeout`).
     - a rejection is a `CircuitOpen`, which is a `pybreaker.CircuitBreakerError` and carries `retry_after`.
-    - listeners run outside the state lock, in the order of the transitions; one that raises is the caller's error, as in
-      pybreaker, and never leaves the circuit in a wrong state.
+    - listeners run outside of every lock, in the order of the transitions; one that raises is the caller's error, as in
+      pybreaker, and never counts against what is called. A transition may be told by another caller that is at it.
+    - a call under a half-open circuit inside of one of its probes belongs to that probe.
 
     A function that returns a generator is guarded until the generator is exhausted (success), raises (by the exception) or
     is closed early (neither). Raises `ValueError` for values out of range.
@@ -167,9 +177,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         self._seconds = clock.seconds
         self._circuit = Circuit()  # guarded by _state_lock
         self._state_lock = threading.Lock()
-        self._transitions: deque[Transition] = deque()  # made but not yet announced
-        # Re-entrant, so that a listener may open or close the circuit that it listens to.
-        self._announcing = threading.RLock()
+        self._transitions: deque[Transition] = deque()  # made under _state_lock, not yet told to storage and listeners
         self._ignored_exceptions = tuple(ignore)
         self._succeeded = self._failed = self._ignored = self._not_permitted = 0
         # Permits of generators that nobody finished, until the next call gives them back: the garbage collector may find
@@ -177,6 +185,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         self._abandoned: deque[Permit] = deque()
         # A storage of the caller's is the truth; the circuit here follows it.
         self._shared = state_storage is not None
+        self._stored = CLOSED  # the state that the storage was last seen or told to be in
+        self._publishing = False  # guarded by _state_lock: somebody is telling of transitions
         super().__init__(
             exclude=exclude,
             listeners=listeners,
@@ -185,7 +195,9 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
             throw_new_error_on_trip=throw_new_error_on_trip,
         )
         if self._shared:
-            self._follow_storage(announce=False)
+            self._follow_storage()
+            self._transitions.clear()  # where it begins is no news
+            self._state = self._create_new_state(self._circuit.state)
 
     def __repr__(self) -> str:
         snapshot = self.snapshot()
@@ -200,14 +212,14 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         permit = circuit.permit  # read before the state: should a thread move it in between, this one is of the past
         if circuit.state is not CLOSED or self._shared:
             permit = self._admit()
+        if self._listeners:
+            self._tell_before_call(permit, func, *args, **kwargs)
         try:
-            for listener in self._listeners:
-                listener.before_call(self, func, *args, **kwargs)
-            result = func(*args, **kwargs)
+            result = self._run_probe(permit, func, args, kwargs) if permit.number else func(*args, **kwargs)
         except BaseException as error:
             self._settle_error(permit, error)
             raise
-        if type(result) is types.GeneratorType:
+        if type(result) is types.GeneratorType or type(result) is _GuardedGenerator:
             guarded: Any = _GuardedGenerator(self, permit, cast("Generator[Any, Any, Any]", result))
             return cast("T", guarded)
         if circuit.permit is permit and not circuit.failures and not self._listeners and not self._shared:
@@ -219,12 +231,14 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         return result
 
     def __call__(self, *call_args: Any, **call_kwargs: bool) -> Any:
-        """Guard a function: `@breaker` or `@breaker()`."""
-        if call_args and inspect.iscoroutinefunction(call_args[0]):
-            raise TypeError(
-                f"{call_args[0].__qualname__} is a coroutine function: a CircuitBreaker guards plain functions"
-            )
-        return super().__call__(*call_args, **call_kwargs)
+        """Guard a function: `@breaker` or `@breaker()`. Raises `TypeError` for a coroutine function."""
+        decorate = super().__call__(**call_kwargs)
+
+        def decorate_plain(function: Callable[..., Any]) -> Any:
+            _refuse_coroutine(function)
+            return decorate(function)
+
+        return decorate_plain(*call_args) if call_args else decorate_plain
 
     def calling(self) -> Any:
         """A context manager: the block inside `with breaker.calling():` is the call."""
@@ -233,13 +247,15 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     @contextlib.contextmanager
     def _calling(self) -> Iterator[None]:
         permit = self._admit()
+        self._tell_before_call(permit, self._calling)
+        token = _probes_under_way.set((*_probes_under_way.get(), (self, permit)))
         try:
-            for listener in self._listeners:
-                listener.before_call(self, self._calling)
             yield
         except BaseException as error:
             self._settle_error(permit, error)
             raise
+        finally:
+            _probes_under_way.reset(token)
         self._settle_success(permit)
 
     def call_async(self, func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -247,9 +263,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
 
         def wrapped() -> Generator[Any, Any, Any]:
             permit = self._admit()
+            self._tell_before_call(permit, func, *args, **kwargs)
             try:
-                for listener in self._listeners:
-                    listener.before_call(self, func, *args, **kwargs)
                 result = yield func(*args, **kwargs)
             except BaseException as error:
                 self._settle_error(permit, error)
@@ -257,41 +272,67 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
             self._settle_success(permit)
             return result
 
-        return vars(pybreaker)["gen"].coroutine(wrapped)()  # only there when Tornado is installed
+        tornado = vars(pybreaker).get("gen")
+        if tornado is None:
+            raise ImportError("call_async needs Tornado: install it, or use call")
+        return tornado.coroutine(wrapped)()
 
     # -- before and after a call ---------------------------------------------------------------------------------------
 
     def _admit(self) -> Permit:
+        for circuit, probe in _probes_under_way.get():
+            if circuit is self and probe.generation == self._circuit.generation:
+                return _WITHIN_A_PROBE
         self._give_back_abandoned()
         if self._shared:
             self._follow_storage()
         with self._state_lock:
             answer, transition = admit(self._circuit, self._policy, self._seconds())
+            if transition is not None:
+                self._transitions.append(transition)
             if isinstance(answer, Refusal):
                 self._not_permitted += 1
         try:
-            self._announce(transition)
+            self._publish()
         except BaseException:
             if isinstance(answer, Permit):  # a listener raised: the call will not be made
                 self._settle(answer, Outcome.IGNORED)
             raise
         if isinstance(answer, Refusal):
-            raise CircuitOpen(
-                "Timeout not elapsed yet, circuit breaker still open",
-                policy=self._label,
-                retry_after=answer.retry_after,
-            )
+            raise self._rejection("Timeout not elapsed yet, circuit breaker still open", answer.retry_after)
         return answer
 
+    def _run_probe(self, permit: Permit, func: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        token = _probes_under_way.set((*_probes_under_way.get(), (self, permit)))
+        try:
+            return func(*args, **kwargs)
+        finally:
+            _probes_under_way.reset(token)
+
+    def _tell_before_call(self, permit: Permit, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        try:
+            for listener in self.listeners:
+                listener.before_call(self, func, *args, **kwargs)
+        except BaseException:
+            self._settle(
+                permit, Outcome.IGNORED
+            )  # the call is not made: it says nothing about what it would have called
+            raise
+
     def _settle_success(self, permit: Permit) -> None:
-        transition = self._settle(permit, Outcome.SUCCESS)
-        self._announce(transition)
+        self._settle(permit, Outcome.SUCCESS)
+        self._publish()
         for listener in self.listeners:
             listener.success(self)
 
     def _settle_error(self, permit: Permit, error: BaseException) -> None:
         """Settle a call that raised. Raises `CircuitOpen` when it tripped the circuit and the breaker says so."""
-        outcome = self._classify(error)
+        try:
+            outcome = self._classify(error)
+        except BaseException:
+            self._settle(permit, Outcome.FAILURE)  # what a broken rule would have said of it nobody knows
+            self._publish()
+            raise
         if outcome is Outcome.SUCCESS:
             self._settle_success(permit)
             return
@@ -300,34 +341,46 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
             return
         for listener in self.listeners:
             listener.failure(self, error)
-        self._announce(transition)
+        self._publish()
         if transition is not None and self._throw_new_error_on_trip:
             message = (
                 "Failures threshold reached, circuit breaker opened"
                 if transition.old == CLOSED
                 else "Trial call failed, circuit breaker opened"
             )
-            raise CircuitOpen(message, policy=self._label, retry_after=self._policy.reset_timeout).with_traceback(
-                error.__traceback__
-            ) from error
+            raise self._rejection(message, self._policy.reset_timeout).with_traceback(error.__traceback__) from error
 
     def _settle(self, permit: Permit, outcome: Outcome) -> Transition | None:
-        shared_failures = self._count_in_storage(permit, outcome) if self._shared else None
-        with self._state_lock:
-            if outcome is Outcome.SUCCESS:
-                self._succeeded += 1
-            elif outcome is Outcome.FAILURE:
-                self._failed += 1
-            else:
-                self._ignored += 1
-            if shared_failures is not None:
-                self._circuit.failures = shared_failures - (outcome is Outcome.FAILURE)
-            transition = settle(self._circuit, self._policy, permit, outcome, self._seconds())
+        stored_failures = None
+        try:
+            if self._shared:
+                stored_failures = self._count_in_storage(permit, outcome)
+        except BaseException:
+            outcome = Outcome.IGNORED  # interrupted on the way to the storage: the permit goes back all the same
+            raise
+        finally:
+            with self._state_lock:
+                transition = self._settle_locked(permit, outcome, stored_failures)
+        return transition
+
+    def _settle_locked(self, permit: Permit, outcome: Outcome, stored_failures: int | None) -> Transition | None:
+        if outcome is Outcome.SUCCESS:
+            self._succeeded += 1
+        elif outcome is Outcome.FAILURE:
+            self._failed += 1
+        else:
+            self._ignored += 1
+        if stored_failures is not None:
+            self._circuit.failures = stored_failures - (outcome is Outcome.FAILURE)
+        transition = settle(self._circuit, self._policy, permit, outcome, self._seconds())
         if transition is not None:
             self._transitions.append(transition)
-            if self._shared:
-                self._tell_storage(transition.new)
         return transition
+
+    def _rejection(self, message: str, retry_after: float) -> CircuitOpen:
+        rejection = CircuitOpen(message, policy=self._label, retry_after=retry_after)
+        rejection.add_note(f"circuit {self._label!r}, retry in {retry_after:.3f} s")
+        return rejection
 
     def _give_back_abandoned(self) -> None:
         while self._abandoned:
@@ -353,7 +406,10 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         """pybreaker's state object. Assign a state's name to force it."""
         if self._shared:
             self._follow_storage()
-        return self._state
+        state = self._state
+        if state.name != self._circuit.state:  # moved, and nobody has told of it yet
+            state = self._create_new_state(self._circuit.state)
+        return state
 
     @state.setter
     def state(self, state: str) -> None:
@@ -399,6 +455,14 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
                 not_permitted=self._not_permitted,
             )
 
+    def is_made_of(
+        self, policy: BreakerPolicy, rules: tuple[tuple[object, ...], ...], throw_new_error_on_trip: bool
+    ) -> bool:
+        """Whether it was made with these options; `rules` are what is excluded, what is ignored, and the listeners."""
+        own = (self.excluded_exceptions, self._ignored_exceptions, self.listeners)
+        same_rules = [list(map(_identity, each)) for each in own] == [list(map(_identity, each)) for each in rules]
+        return (policy, throw_new_error_on_trip) == (self._policy, self._throw_new_error_on_trip) and same_rules
+
     @property
     def ignored_exceptions(self) -> tuple[Excluded, ...]:
         """Exception types and predicates whose calls count as neither success nor failure."""
@@ -440,26 +504,35 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         if state not in _FORCING:
             raise ValueError(f"Unknown state {state!r}, valid states: {', '.join(_FORCING)}")
         with self._state_lock:
-            transition = force(self._circuit, _FORCING[state], self._seconds())
-        self._transitions.append(transition)
-        if self._shared:
-            self._tell_storage(state)
-        self._announce(transition)
+            self._transitions.append(force(self._circuit, _FORCING[state], self._seconds()))
+        self._publish()
 
-    def _announce(self, transition: Transition | None) -> None:
-        """Tell the listeners of every transition not yet told, in order, each once."""
-        if transition is not None and transition.event is Event.COOL:
-            self._transitions.append(transition)
+    def _publish(self) -> None:
+        """Tell the storage and the listeners of every transition, in order, each once.
+
+        One caller at a time does so, for all. Nobody waits for it: who finds somebody at it goes on, and a listener that
+        moves the circuit is told of that move after the present one.
+        """
+        while self._transitions:
+            with self._state_lock:
+                if self._publishing:
+                    return
+                self._publishing = True
+            try:
+                while self._transitions:
+                    self._tell(self._transitions[0])
+            finally:
+                self._publishing = False
+
+    def _tell(self, transition: Transition) -> None:
+        try:
             if self._shared:
                 self._tell_storage(transition.new)
-        if not self._transitions:
-            return
-        with self._announcing:
-            while self._transitions:
-                made = self._transitions.popleft()
-                old, self._state = self._state, self._create_new_state(made.new)
-                for listener in self.listeners:
-                    listener.state_change(self, old, self._state)
+            old, self._state = self._state, self._create_new_state(transition.new)
+        finally:
+            self._transitions.popleft()
+        for listener in self.listeners:
+            listener.state_change(self, old, self._state)
 
     def _create_new_state(self, new_state: str, prev_state: Any = None, notify: bool = False) -> Any:  # noqa: ARG002  # pybreaker's signature
         """A state object of pybreaker's. Never announces: that is `_announce`'s work."""
@@ -469,23 +542,31 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
 
     # -- a storage of the caller's -------------------------------------------------------------------------------------
 
-    def _follow_storage(self, *, announce: bool = True) -> None:
-        """Move to the state that the storage tells, if another process moved it."""
+    def _follow_storage(self) -> None:
+        """Move to the state that the storage tells, if another process moved it.
+
+        Only a change of what is stored counts, and not while the storage has yet to be told of a move made here, or if a
+        move was made here while it was asked.
+        """
+        if self._transitions:
+            return
+        generation = self._circuit.generation
         storage = self._state_storage
         seen = storage.state
-        if seen == self._circuit.state:
-            return
+        if seen == self._stored:
+            return  # as last seen or told: nobody else has moved it
         opened_at = storage.opened_at if seen == OPEN else None
         with self._state_lock:
+            if self._transitions or generation != self._circuit.generation:
+                return
+            self._stored = seen
             if seen == self._circuit.state:
                 return
             now = self._seconds()
-            transition = force(self._circuit, _FORCING[seen], now)
+            self._transitions.append(force(self._circuit, _FORCING[seen], now))
             if opened_at is not None:
                 self._circuit.opened_at = now - max(0.0, (datetime.now(UTC) - opened_at).total_seconds())
-        if announce:
-            self._transitions.append(transition)
-            self._announce(transition)
+        self._publish()
 
     def _count_in_storage(self, permit: Permit, outcome: Outcome) -> int | None:
         storage = self._state_storage
@@ -502,6 +583,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         return None
 
     def _tell_storage(self, state: str) -> None:
+        if self._stored == state:
+            return  # it is the storage that told of this
         storage = self._state_storage
         storage.reset_success_counter()
         if state == OPEN:
@@ -509,6 +592,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         elif state == CLOSED:
             storage.reset_counter()
         storage.state = state
+        self._stored = state
 
 
 def _matches(error: BaseException, rules: Iterable[Excluded]) -> bool:
@@ -561,7 +645,7 @@ class _GuardedGenerator(Generator[Any, Any, Any]):
     def __del__(self) -> None:
         # Never started, or dropped half-way: a permit that is not given back would be a probe lost.
         permit, self._permit = self._permit, None
-        if permit is not None:
+        if permit is not None and permit.number:
             self._breaker._abandoned.append(permit)  # noqa: SLF001
 
     def _succeed(self) -> None:
@@ -596,8 +680,10 @@ def circuit_breaker(
     circuit raises its own exception. The breaker itself is the attribute `circuit` of the decorated function. Raises
     `ValueError` when the name is in use with other options.
     """
-    exclude, ignore = tuple(exclude), tuple(ignore)
-    wanted = (fail_max, reset_timeout, success_threshold, half_open_max_calls, exclude, ignore)
+    if not isinstance(name, str):
+        raise TypeError("circuit_breaker needs a name: write @circuit_breaker('payments')")
+    exclude, ignore, listeners = tuple(exclude), tuple(ignore), tuple(listeners)
+    wanted = BreakerPolicy(fail_max, reset_timeout, success_threshold, half_open_max_calls, max(60.0, reset_timeout))
     with _creating:
         breaker = PROCESS_REGISTRY.circuits.get(name)
         if breaker is None:
@@ -613,13 +699,14 @@ def circuit_breaker(
                 throw_new_error_on_trip=throw_new_error_on_trip,
             )
             PROCESS_REGISTRY.add_circuit(breaker)
-        elif not isinstance(breaker, CircuitBreaker) or _options(breaker) != wanted:
+        elif not isinstance(breaker, CircuitBreaker) or not breaker.is_made_of(
+            wanted, (exclude, ignore, listeners), throw_new_error_on_trip
+        ):
             raise ValueError(f"the circuit {name!r} exists with other options: use the same ones, or another name")
     shared = breaker
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        if inspect.iscoroutinefunction(function):
-            raise TypeError(f"{function.__qualname__} is a coroutine function: a circuit guards plain functions")
+        _refuse_coroutine(function)
 
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -631,7 +718,11 @@ def circuit_breaker(
     return decorate
 
 
-def _options(breaker: CircuitBreaker) -> tuple[Any, ...]:
-    policy = (breaker.fail_max, breaker.reset_timeout, breaker.success_threshold)
-    snapshot = breaker.snapshot()
-    return (*policy, snapshot.half_open_max_calls, breaker.excluded_exceptions, breaker.ignored_exceptions)
+def _identity(rule: object) -> object:
+    """What makes two rules or listeners the same: an application factory that runs again makes its lambdas anew."""
+    return getattr(rule, "__code__", rule)
+
+
+def _refuse_coroutine(function: Callable[..., Any]) -> None:
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{function.__qualname__} is a coroutine function: a circuit breaker guards plain functions")

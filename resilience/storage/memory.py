@@ -19,8 +19,9 @@ _new = tuple.__new__
 class MemoryStorage:
     """Buckets in a dictionary of this process.
 
-    At most `size` buckets are kept, those used last: a flood of random keys costs a bounded amount of memory (about
-    300 bytes a bucket) and forgets the callers that have been silent longest. Each process counts for itself: with N
+    At most `size` buckets are kept, those used last: a flood of random keys costs a bounded amount of memory (300 to
+    500 bytes a bucket) and forgets the callers that have been silent longest, of whichever limit: give one that must not
+    be forgotten a storage of its own. Each process counts for itself: with N
     workers a caller gets up to N times the limit.
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import re
+import threading
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from resilience.core.limiter import Charge, Decision, Quota
-from resilience.errors import StorageUnavailable
+from resilience.errors import StorageBusy, StorageUnavailable
 from resilience.ports import Clock
 
 __all__ = ["RedisStorage"]
@@ -30,7 +31,8 @@ class RedisStorage:
 
     `uri` is a `redis://`, `rediss://`, `redis+unix://` (socket path and `?db=`) or `valkey://` address. `timeout` bounds
     connecting and every answer, in seconds. `connections` bounds how many connections the process opens; a caller that
-    finds all in use waits at most `timeout` for one. `namespace` starts every key. A decision is never tried again after
+    finds all in use waits up to `patience` seconds for one, as long as the server answers others, and raises
+    `StorageBusy` then. `namespace` starts every key. A decision is never tried again after
     a timeout: the server may have taken the tokens already.
 
     Every key carries a time to live and is bounded in length: a caller's key of unusual characters or of more than 96
@@ -43,16 +45,20 @@ class RedisStorage:
         *,
         timeout: float = 0.1,
         connections: int = 32,
+        patience: float = 1.0,
         namespace: str = "seawall",
         clock: Clock | None = None,
     ) -> None:
         self.uri = _without_credentials(uri)
         self._namespace = namespace
         self._clock = clock
-        self._pool = redis.BlockingConnectionPool.from_url(
+        self._patience = patience
+        # Waiting for a place here and not in the pool: a crowd of callers is no sign that the server is in trouble.
+        self._places = threading.Semaphore(connections)
+        self._failures = 0
+        self._pool = redis.ConnectionPool.from_url(
             _client_address(uri),
             max_connections=connections,
-            timeout=timeout,
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
             # The defaults of redis-py 8 try ten times with growing waits: 3.7 s for every call while the server is down.
@@ -72,10 +78,18 @@ class RedisStorage:
         arguments: list[str | int] = ["" if self._clock is None else self._clock.microseconds()]
         for _, _, limit, cost in charges:
             arguments += (limit.capacity, limit.refill, limit.unit, limit.tick, cost * limit.unit)
+        failures = self._failures
+        if not self._places.acquire(timeout=self._patience):
+            raise StorageBusy(f"{self.uri}: all connections of this process were in use for {self._patience:g} s")
         try:
+            if failures != self._failures:  # those ahead in the line have just found out
+                raise StorageUnavailable(f"{self.uri} did not decide")
             allowed, *levels = self._script(keys=keys, args=arguments)
         except (redis.RedisError, OSError) as error:
+            self._failures += 1
             raise StorageUnavailable(f"{self.uri} did not decide: {error}") from error
+        finally:
+            self._places.release()
         quotas = tuple(
             Quota(charge.limit, int(level), charge.cost) for charge, level in zip(charges, levels, strict=True)
         )

@@ -9,7 +9,7 @@ from typing import Literal
 
 from resilience.clock import SYSTEM_CLOCK
 from resilience.core.limiter import Charge, Decision, Quota
-from resilience.errors import StorageUnavailable
+from resilience.errors import StorageBusy, StorageUnavailable
 from resilience.ports import Clock, LimitStorage
 from resilience.storage.memory import MemoryStorage
 
@@ -66,6 +66,8 @@ class StandInStorage:
             return self._decide_without(charges)
         try:
             decision = self._primary.take(charges)
+        except StorageBusy:
+            return self._decide_without(charges)  # this one alone: the primary answers, others keep it busy
         except StorageUnavailable as error:
             self._failed(error)
             return self._decide_without(charges)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -12,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from resilience.core.limiter import Bucket, Charge, Decision, Limit, decide
-from resilience.errors import StorageUnavailable
+from resilience.errors import StorageBusy, StorageUnavailable
 from resilience.ports import Clock, LimitStorage
 from resilience.storage.memory import MemoryStorage
 from resilience.storage.redis import RedisStorage
@@ -170,10 +176,10 @@ def test_a_denial_and_a_look_write_nothing(storage: RedisStorage, client: redis.
     take(storage, cost=0)
     assert [] == client.keys()
     take(storage, cost=10)
-    (key,) = client.keys()
-    before = client.get(key), client.info("stats")["total_commands_processed"]
+    (key,) = (str(key, "ascii") if isinstance(key, bytes) else key for key in client.scan_iter())
+    before = client.get(key), client.pexpiretime(key)
     assert not take(storage).allowed
-    assert before[0] == client.get(key)
+    assert before == (client.get(key), client.pexpiretime(key))
 
 
 def test_one_decision_is_one_round_trip(storage: RedisStorage, client: redis.Redis) -> None:
@@ -218,6 +224,53 @@ def test_a_restarted_server_is_used_again(server: RedisServer, client: redis.Red
     server.start()
     assert 9 == take(storage).remaining
     storage.close()
+
+
+def test_a_crowd_of_callers_is_no_sign_that_the_server_is_in_trouble(server: RedisServer) -> None:
+    """With a tenth of a second's patience for a connection, a thousand callers would be given the limit twice."""
+    program = """
+    from gevent import monkey; monkey.patch_all()
+    import sys, gevent
+    from resilience import Limit, RateLimiter, open_storage
+    limiter = RateLimiter(Limit(100, 3600), name=sys.argv[2], key="k", storage=open_storage(sys.argv[1]))
+    greenlets = [gevent.spawn(limiter.try_acquire) for _ in range(1000)]
+    gevent.joinall(greenlets, raise_error=True)
+    print(sum(greenlet.value.allowed for greenlet in greenlets), limiter.storage.available)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), server.uri, f"crowd{next(_fresh)}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60, cwd=Path(__file__).parents[2]
+    )
+    assert "100 True\n" == done.stdout
+
+
+def test_a_frozen_server_costs_those_who_wait_in_line_nothing_more(server: RedisServer) -> None:
+    storage = RedisStorage(server.uri, timeout=0.2, connections=1, patience=5)
+    take(storage)
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        failures: list[str] = []
+
+        def caller() -> None:
+            with pytest.raises(StorageUnavailable) as caught:
+                take(storage)
+            failures.append(str(caught.value))
+
+        threads = [threading.Thread(target=caller) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(2)
+        assert 20 == len(failures), "one after the other they would take four seconds"
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        storage.close()
+
+
+def test_when_all_connections_stay_in_use_the_caller_is_told_so(server: RedisServer) -> None:
+    storage = RedisStorage(server.uri, connections=1, patience=0.01)
+    with storage._places, pytest.raises(StorageBusy, match="all connections of this process were in use"):
+        take(storage)
 
 
 def test_an_address_is_shown_without_its_password() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from resilience import CircuitBreaker, MemoryStorage, RateLimiter, Resilience, create_admin_blueprint
 from resilience.adapters.admin import _merge_circuit
 from resilience.registry import PROCESS_REGISTRY
-from resilience.testing import FakeClock
+from resilience.testing import FakeClock, RecordingListener
 
 TOKEN = "a-token-for-tests-that-is-long-enough"
 
@@ -103,8 +105,33 @@ def test_on_another_listener_it_does_not_exist() -> None:
 @pytest.mark.parametrize("token", [None, ""])
 def test_without_a_configured_token_it_does_not_exist(token: str | None) -> None:
     call = Caller(admin_token=token)
+    assert 404 == call("POST", "/admin/circuits").status_code
+    assert 404 == call("DELETE", "/admin/limiters").status_code
     assert 404 == call("GET", "/admin/circuits").status_code
     assert 404 == call("POST", "/admin/circuits/pay/ments/open", token="").status_code
+
+
+def test_a_client_or_a_proxy_cannot_claim_the_admin_port() -> None:
+    call = Caller(admin_port=8001)
+    app = call.client.application
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_host=1, x_port=1)  # type: ignore[method-assign]  # as its documents say
+    headers = {"Authorization": f"Bearer {TOKEN}", "X-Forwarded-Host": "example.org:8001", "X-Forwarded-Port": "8001"}
+    answer = call.client.get("/admin/circuits", headers=headers, environ_overrides={"SERVER_PORT": "8000"})
+    assert 404 == answer.status_code
+    with socket.socket(socket.AF_UNIX) as unix, socket.create_server(("127.0.0.1", 0)) as public:
+        for listening in (unix, public):
+            environ = {"gunicorn.socket": listening, "SERVER_PORT": "8001"}
+            assert 404 == call.client.get("/admin/circuits", headers=headers, environ_overrides=environ).status_code
+
+
+def test_a_listener_that_raises_does_not_fail_the_operator(call: Caller) -> None:
+    class Raising(RecordingListener):
+        def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
+            raise RuntimeError("broken metrics")
+
+    call.circuit.add_listener(Raising())
+    answer = call("POST", "/admin/circuits/pay/ments/open")
+    assert (200, "open") == (answer.status_code, answer.get_json()["circuit"]["state"])
 
 
 def test_workers_that_disagree_are_shown_as_the_most_restrictive() -> None:

@@ -28,7 +28,7 @@ def test_an_allowed_request_tells_the_policy_and_what_is_left() -> None:
 
 def test_several_policies_are_listed_by_name_and_window() -> None:
     several = Decision(True, (Quota(Limit(10, 1), 9, 1), Quota(Limit(1_000, 3_600), 999, 1)))
-    fields = rate_limit_fields([("module.login", allowed()), ("api", several)])
+    fields = rate_limit_fields([("login", allowed()), ("api", several)])
     assert '"login";q=120;w=120, "api-1s";q=10;w=1, "api-3600s";q=1000;w=3600' == fields["RateLimit-Policy"]
 
 
@@ -45,6 +45,12 @@ def test_no_retry_is_promised_when_no_wait_helps() -> None:
 
 def test_a_window_is_at_least_a_second() -> None:
     assert '"api";q=10;w=1' == rate_limit_fields([("api", allowed(Limit(1_000, 1, 10), 5))])["RateLimit-Policy"]
+
+
+def test_a_number_never_has_more_digits_than_a_field_may_have() -> None:
+    huge = Limit(2**52, 1)
+    decision = Decision(True, (Quota(huge, huge.capacity, 0),))
+    assert '"api";q=999999999999999;w=1' == rate_limit_fields([("api", decision)])["RateLimit-Policy"]
 
 
 @given(some.text(max_size=30))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pybreaker
 import pytest
 from flask import Flask
+from flask.views import View
 
 from resilience import CircuitBreaker, MemoryStorage, RateLimiter, Rejected, Resilience, circuit_breaker, rate_limit
 from resilience.adapters.flask import current_application
+from resilience.adapters.peers import Peers
 from resilience.registry import PROCESS_REGISTRY
 from resilience.scope import PROCESS, current_scope
 from resilience.testing import FakeClock
@@ -65,6 +70,96 @@ def test_a_forged_forwarded_field_is_one_bucket_and_a_trusted_one_is_read() -> N
     assert [200, 200, 429] == statuses
     statuses = [trusting.get("/", headers={"X-Forwarded-For": f"192.0.2.{n}"}).status_code for n in range(3)]
     assert [200, 200, 200] == statuses
+
+
+def test_fields_tell_each_policy_s_last_decision_once_however_many_there_were() -> None:
+    app = made()
+    per_message = RateLimiter("1000/second", name="messages")
+    app.get("/many")(lambda: str([per_message.acquire().allowed for _ in range(500)]))
+    client = app.test_client()
+    with app.app_context():  # as every fixture does; `g` would outlive the request
+        fields = [client.get("/many").headers["RateLimit-Policy"] for _ in range(3)]
+    assert ['"messages";q=1000;w=1'] * 3 == fields
+
+
+class One(View):
+    decorators = [rate_limit("2/minute")]  # noqa: RUF012  # as Flask documents it
+
+    def dispatch_request(self) -> str:
+        return "one"
+
+
+class Two(View):
+    decorators = [rate_limit("1000/minute")]  # noqa: RUF012
+
+    def dispatch_request(self) -> str:
+        return "two"
+
+
+def test_views_of_several_classes_have_a_bucket_each() -> None:
+    app = made()
+    app.add_url_rule("/one", view_func=One.as_view("one"))
+    app.add_url_rule("/two", view_func=Two.as_view("two"))
+    client = app.test_client()
+    assert [200, 200, 429] == [client.get("/one").status_code for _ in range(3)]
+    answer = client.get("/two")
+    assert (200, '"two";q=1000;w=60') == (answer.status_code, answer.headers["RateLimit-Policy"])
+
+
+def test_forgetting_the_extension_is_told_at_the_first_request() -> None:
+    app = Flask("bare")
+    app.testing = True
+    app.get("/")(greet)
+    with pytest.raises(RuntimeError, match=r"call Resilience\(app\)"):
+        app.test_client().get("/")
+
+
+def test_what_an_application_handled_before_stays_as_it_is() -> None:
+    app = Flask("demo")
+    app.register_error_handler(Rejected, lambda rejection: ("mine", 418))
+    app.register_error_handler(pybreaker.CircuitBreakerError, lambda rejection: ("theirs", 419))
+    Resilience(app, storage=MemoryStorage(clock=FakeClock()))
+    app.get("/")(greet)
+    opened = CircuitBreaker(name="opened")
+    opened.open()
+    app.get("/opened")(lambda: opened.call(str))
+    client = app.test_client()
+    assert [200, 200, 418] == [client.get("/").status_code for _ in range(3)]
+    assert 419 == client.get("/opened").status_code
+
+
+def test_applications_that_meet_in_one_folder_do_not_take_each_other_s_place(tmp_path: Path) -> None:
+    folder = tmp_path / "peers"
+    one, other = Flask("one"), Flask("other")
+    for app in (one, other):
+        Resilience(app, peer_directory=folder)
+    assert 2 == len(list(folder.glob("*.sock")))
+    with pytest.raises(ValueError, match="two applications of this process are named 'one'"):
+        Resilience(Flask("one"), peer_directory=folder)
+    for app in (one, other):
+        app.extensions["resilience"].close()
+
+
+def test_a_forked_worker_answers_from_its_first_request_on_and_serves_whatever_the_folder_is_like(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "peers"
+    app = made(peer_directory=folder)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            served = app.test_client().get("/").status_code == 200
+            found = any(path.name.startswith(f"{os.getpid()}.") for path in folder.glob("*.sock"))
+            folder.chmod(0o755)
+            other = Flask("other")
+            other.get("/")(greet)
+            Resilience(other)
+            other.extensions["resilience"].peers = Peers(dict, directory=folder)
+            status = 0 if served and found and other.test_client().get("/").status_code == 200 else 1
+        os._exit(status)
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    app.extensions["resilience"].close()
 
 
 def test_fields_can_be_switched_off() -> None:
@@ -156,7 +251,7 @@ def test_the_environment_is_stronger_than_the_configuration_and_that_than_the_co
         ({"RESILIENCE_TRUSTED_PROXIES": "many"}, "RESILIENCE_TRUSTED_PROXIES='many': use a whole number from 0"),
         ({"RESILIENCE_HEADERS_ENABLED": "perhaps"}, "RESILIENCE_HEADERS_ENABLED='perhaps': use true or false"),
         ({"RESILIENCE_STORAGE_URI": "ftp://x"}, "'ftp' is no storage"),
-        ({"RESILIENCE_STORAGE_URI": "redis://x", "RESILIENCE_ON_STORAGE_FAILURE": "panic"}, "on_failure='panic'"),
+        ({"RESILIENCE_ON_STORAGE_FAILURE": "panic"}, "RESILIENCE_ON_STORAGE_FAILURE='panic': choose one of local"),
     ],
 )
 def test_a_bad_value_stops_the_start_and_is_named(config: dict[str, str], reason: str) -> None:

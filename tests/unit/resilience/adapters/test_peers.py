@@ -86,12 +86,29 @@ def test_only_the_owner_can_reach_a_socket(folder: Path) -> None:
 
 
 def test_a_killed_worker_is_forgotten(folder: Path, sibling: subprocess.Popen[str]) -> None:
-    path = folder / f"{sibling.pid}.sock"
+    path = folder / f"{sibling.pid}.peers.sock"
     sibling.kill()
     sibling.wait()
     assert path.exists()
     assert () == peers(folder).ask({}).unreached
     assert not path.exists()
+
+
+def test_a_dead_worker_s_socket_goes_also_when_another_process_has_its_id_now(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    path = folder / f"{os.getppid()}.peers.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    assert () == peers(folder).ask({}).unreached
+    assert not path.exists()
+
+
+def test_what_was_closed_stays_closed(folder: Path) -> None:
+    closed = peers(folder)
+    closed.listen()
+    closed.close()
+    closed.listen()
+    assert [] == list(folder.glob("*.sock"))
 
 
 def test_a_worker_that_is_stopped_is_named_and_waited_for_no_longer_than_said(
@@ -105,7 +122,7 @@ def test_a_worker_that_is_stopped_is_named_and_waited_for_no_longer_than_said(
 def test_a_line_that_breaks_off_hurts_nobody(folder: Path, sibling: subprocess.Popen[str]) -> None:
     for nonsense in (b"", b"{", b"nonsense\n", b"[1]\n"):
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(folder / f"{sibling.pid}.sock"))
+            connection.connect(str(folder / f"{sibling.pid}.peers.sock"))
             connection.sendall(nonsense)
     assert sibling.pid in peers(folder).ask({"do": "y"}).by_worker
 

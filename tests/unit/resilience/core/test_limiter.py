@@ -140,6 +140,8 @@ def test_an_answer_carries_what_header_fields_need() -> None:
         ((1, float("inf")), "period=inf"),
         ((1, 1e-9), "shortest period"),
         ((1, 1, -2), "burst=-2"),
+        ((1, 1, 0), "burst=0"),
+        ((1, 1, False), "burst=False"),
         ((1, 1, 2**53), "too large"),
     ],
 )
@@ -165,17 +167,17 @@ def test_no_walk_is_ever_given_more_than_the_burst_and_the_time(limit: Limit, wa
         now += elapsed
         allowed, bucket = take(limit, bucket, now, cost)
         spent += cost if allowed else 0
-        assert spent <= limit.burst + Fraction(now * limit.amount, limit.period_microseconds)
+        assert spent <= limit.size + Fraction(now * limit.amount, limit.period_microseconds)
 
 
 @given(limits, walks)
 def test_every_walk_is_given_what_an_exact_bucket_gives(limit: Limit, walk: list[tuple[int, int]]) -> None:
-    exact, bucket, now, last = Fraction(limit.burst), None, 0, 0
+    exact, bucket, now, last = Fraction(limit.size), None, 0, 0
     rate = Fraction(limit.amount, limit.period_microseconds)
     for elapsed, cost in walk:
         now += elapsed
         if limit.tick == 1:
-            exact, last = min(Fraction(limit.burst), exact + (now - last) * rate), now
+            exact, last = min(Fraction(limit.size), exact + (now - last) * rate), now
             expected = exact >= cost
             exact -= cost if expected else 0
             allowed, bucket = take(limit, bucket, now, cost)
@@ -191,7 +193,7 @@ def test_a_wait_is_long_enough_and_not_a_tick_too_long(limit: Limit, walk: list[
         _, bucket = take(limit, bucket, now, spent)
     level, stamp = advance(limit, bucket, now)
     quota = Quota(limit, level, cost)
-    if cost > limit.burst:
+    if cost > limit.size:
         assert quota.wait is None
         return
     assert quota.wait is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import pickle
 import threading
 from abc import ABCMeta
 from collections.abc import Callable, Iterator
@@ -100,19 +101,64 @@ def test_half_open_lets_only_the_permitted_probes_pass() -> None:
     circuit = breaker(clock, half_open_max_calls=2, success_threshold=2)
     fail(circuit, 2)
     clock.advance(10)
-    rejected = 0
-
-    def probe(depth: int) -> None:
-        nonlocal rejected
-        if depth:
-            try:
-                circuit.call(probe, depth - 1)
-            except CircuitOpen:
-                rejected += 1
-
-    circuit.call(probe, 5)
-    assert 1 == rejected, "the second probe was admitted, the third was not made"
+    under_way = [circuit.call(generator), circuit.call(generator)]
+    with pytest.raises(CircuitOpen):
+        circuit.call(fine)
+    assert [[1, 2], [1, 2]] == [list(probe) for probe in under_way]
     assert "closed" == circuit.current_state
+
+
+@pytest.mark.parametrize("inner", [lambda circuit: circuit.call(fine), lambda circuit: within_a_block(circuit)])
+def test_a_call_inside_a_probe_of_the_same_circuit_belongs_to_it(inner: Callable[[CircuitBreaker], str]) -> None:
+    clock = FakeClock()
+    circuit = breaker(clock)
+    circuit.open()
+    clock.advance(10)
+    assert "fine" == circuit.call(inner, circuit)
+    assert "closed" == circuit.current_state
+    circuit.open()
+    clock.advance(10)
+    with circuit.calling():
+        assert "fine" == inner(circuit)
+    assert "closed" == circuit.current_state
+
+
+def within_a_block(circuit: CircuitBreaker) -> str:
+    with circuit.calling():
+        return fine()
+
+
+def test_breakers_around_breakers_both_see_how_a_generator_ends() -> None:
+    outer, inner = breaker(), breaker()
+    with pytest.raises(Boom):
+        list(outer.call(inner.call, generator, error=Boom))
+    assert (1, 1) == (outer.fail_counter, inner.fail_counter)
+
+
+def test_a_rule_that_raises_does_not_keep_a_probe() -> None:
+    clock = FakeClock()
+    circuit = breaker(clock, exclude=[lambda error: error.response.status < 500])
+    circuit.open()
+    clock.advance(10)
+    with pytest.raises(AttributeError):
+        circuit.call(boom)
+    clock.advance(10)
+    assert "fine" == circuit.call(fine)
+
+
+def test_a_rejection_can_be_sent_to_another_process() -> None:
+    circuit = breaker()
+    circuit.open()
+    with pytest.raises(CircuitOpen) as caught:
+        circuit.call(fine)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (CircuitOpen, "demo", 10.0) == (type(copy), copy.policy, copy.retry_after)
+
+
+@pytest.mark.parametrize("reset_timeout", [float("inf"), float("nan"), -1])
+def test_a_time_that_is_none_is_refused(reset_timeout: float) -> None:
+    with pytest.raises(ValueError, match="reset_timeout="):
+        breaker(reset_timeout=reset_timeout)
 
 
 @pytest.mark.parametrize("error", [greenlet.GreenletExit, KeyboardInterrupt, SystemExit, GeneratorExit])
@@ -204,13 +250,24 @@ def test_a_generator_left_early_or_never_started_gives_its_probe_back(leave: Cal
 
 
 def test_the_garbage_collector_may_find_a_generator_while_the_lock_is_held() -> None:
-    circuit = breaker()
+    clock = FakeClock()
+    circuit = breaker(clock)
+    circuit.open()
+    clock.advance(10)
     numbers = circuit.call(generator)
     next(numbers)
     with circuit._state_lock:
         del numbers
         gc.collect()
     assert 1 == circuit.snapshot().ignored
+    assert "fine" == circuit.call(fine)
+
+
+def test_forgotten_generators_of_a_closed_circuit_leave_nothing_behind() -> None:
+    circuit = breaker()
+    for _ in range(10):
+        circuit.call(generator)
+    assert 0 == len(circuit._abandoned)
 
 
 def test_a_generator_takes_what_is_sent_and_thrown_into_it() -> None:
@@ -287,21 +344,66 @@ def test_a_listener_may_move_the_circuit_and_all_hear_the_moves_in_order() -> No
     assert [("state_change", "closed", "open"), ("state_change", "open", "closed")] == recording.heard
 
 
-def test_a_listener_that_raises_does_not_keep_a_probe() -> None:
-    class Raising(pybreaker.CircuitBreakerListener):
-        def before_call(self, cb: Any, func: Any, *args: Any, **kwargs: Any) -> None:
+class Raising(RecordingListener):
+    """Raises wherever it is told to."""
+
+    def __init__(self, *, before_call: bool = False, state_change: bool = False) -> None:
+        super().__init__()
+        self.before, self.change = before_call, state_change
+
+    def before_call(self, cb: Any, func: Any, *args: Any, **kwargs: Any) -> None:
+        if self.before:
             raise Fine
 
+    def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
+        super().state_change(cb, old_state, new_state)
+        if self.change:
+            raise Fine
+
+
+def test_a_listener_that_raises_says_nothing_about_what_is_called() -> None:
+    circuit = breaker(listeners=[Raising(before_call=True)])
+    for _ in range(5):
+        with pytest.raises(Fine):
+            circuit.call(fine)
+        with pytest.raises(Fine), circuit.calling():
+            pytest.fail("not reached")
+    assert ("closed", 0, 10) == (circuit.current_state, circuit.fail_counter, circuit.snapshot().ignored)
+
+
+@pytest.mark.parametrize("where", ["before_call", "state_change"])
+def test_a_listener_that_raises_does_not_keep_a_probe(where: str) -> None:
     clock = FakeClock()
-    circuit = breaker(clock, ignore=[Fine])
-    fail(circuit, 2)
+    circuit = breaker(clock)
+    circuit.open()
     clock.advance(10)
-    listener = Raising()
+    listener = Raising(**{where: True})
     circuit.add_listener(listener)
     with pytest.raises(Fine):
         circuit.call(fine)
     circuit.remove_listener(listener)
-    assert "fine" == circuit.call(fine)
+    assert ("fine", "closed") == (circuit.call(fine), circuit.current_state)
+
+
+def test_nobody_waits_for_a_listener_and_no_move_is_lost() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    class Slow(RecordingListener):
+        def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
+            entered.set()
+            assert leave.wait(5)
+            super().state_change(cb, old_state, new_state)
+
+    listener = Slow()
+    circuit = breaker(listeners=[listener])
+    telling = threading.Thread(target=circuit.open)
+    telling.start()
+    assert entered.wait(5)
+    circuit.close()
+    assert "closed" == circuit.current_state == circuit.state.name
+    leave.set()
+    telling.join(5)
+    assert [("state_change", "closed", "open"), ("state_change", "open", "closed")] == listener.heard
 
 
 @pytest.mark.parametrize("state", ["open", "half-open", "closed"])
@@ -376,6 +478,67 @@ class TestStorageOfTheCallers:
         assert ("closed", 0) == (other.state.name, other.fail_counter)
 
 
+class SlowStorage(pybreaker.CircuitMemoryStorage):
+    """Lets others run whenever it is asked or told, as one behind a network does."""
+
+    @property
+    def state(self) -> str:
+        before = self._state
+        gevent.sleep(0.001)
+        return before
+
+    @state.setter
+    def state(self, state: str) -> None:
+        gevent.sleep(0.001)
+        self._state = state
+
+
+def test_with_a_slow_storage_half_open_still_lets_only_the_permitted_probes_pass() -> None:
+    clock = FakeClock()
+    heard = RecordingListener()
+    circuit = breaker(clock, state_storage=SlowStorage(pybreaker.STATE_CLOSED), fail_max=1, listeners=[heard])
+    fail(circuit)
+    clock.advance(10.5)
+    inside, most = 0, 0
+
+    def probe() -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        gevent.sleep(0.02)
+        inside -= 1
+
+    def caller() -> None:
+        with contextlib.suppress(CircuitOpen):
+            circuit.call(probe)
+
+    gevent.joinall([gevent.spawn(caller) for _ in range(100)], raise_error=True)
+    assert 1 == most
+    changes = [event[1:] for event in heard.heard if event[0] == "state_change"]
+    assert [("closed", "open"), ("open", "half-open"), ("half-open", "closed")] == changes
+
+
+def test_an_interruption_on_the_way_to_the_storage_gives_the_probe_back() -> None:
+    class Interrupted(pybreaker.CircuitMemoryStorage):
+        raising = False
+
+        def reset_counter(self) -> None:
+            if self.raising:
+                raise gevent.Timeout
+            super().reset_counter()
+
+    clock = FakeClock()
+    storage = Interrupted(pybreaker.STATE_CLOSED)
+    circuit = breaker(clock, state_storage=storage, fail_max=1)
+    fail(circuit)
+    clock.advance(10.5)
+    storage.raising = True
+    with pytest.raises(gevent.Timeout):
+        circuit.call(fine)
+    storage.raising = False
+    assert "fine" == circuit.call(fine)
+
+
 def test_a_decorated_name_is_one_circuit_for_the_process() -> None:
     first = circuit_breaker("payments", fail_max=1)(boom)
     second = circuit_breaker("payments", fail_max=1)(fine)
@@ -395,10 +558,26 @@ def test_one_name_with_other_options_is_refused() -> None:
 def test_a_coroutine_function_is_refused_when_it_is_decorated() -> None:
     async def later() -> None: ...
 
-    with pytest.raises(TypeError, match="coroutine function"):
-        circuit_breaker("payments")(later)
-    with pytest.raises(TypeError, match="coroutine function"):
-        breaker()(later)
+    for decorate in (circuit_breaker("payments"), breaker(), breaker()()):
+        with pytest.raises(TypeError, match="coroutine function"):
+            decorate(later)
+
+
+def test_a_decorator_without_its_name_is_refused_when_it_is_written() -> None:
+    with pytest.raises(TypeError, match=r"write @circuit_breaker\('payments'\)"):
+        circuit_breaker(fine)  # type: ignore[arg-type]  # the mistake
+
+
+def test_an_application_factory_may_run_again() -> None:
+    for _ in range(2):
+        circuit_breaker("payments", exclude=[lambda error: isinstance(error, Fine)])(fine)()
+    with pytest.raises(ValueError, match="other options"):
+        circuit_breaker("payments", listeners=[RecordingListener()])
+
+
+def test_calling_a_tornado_coroutine_without_tornado_says_what_to_install() -> None:
+    with pytest.raises(ImportError, match="needs Tornado"):
+        breaker().call_async(fine)
 
 
 class Both:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -155,6 +156,73 @@ def test_without_a_name_the_function_names_the_limit() -> None:
     assert [f"{__name__}.test_without_a_name_the_function_names_the_limit.<locals>.greet"] == list(
         PROCESS_REGISTRY.limiters
     )
+
+
+def test_code_of_one_qualified_name_gets_a_bucket_each_and_a_factory_may_run_again() -> None:
+    def factory(limits: str) -> Any:
+        @rate_limit(limits)
+        def view() -> None: ...
+
+        return view
+
+    first, again, other = factory("1/minute"), factory("1/minute"), factory("5/minute")
+    assert first.limiter.name == again.limiter.name
+    assert f"{first.limiter.name}#2" == other.limiter.name
+    assert ("view", "view-2") == (first.limiter.title, other.limiter.title)
+
+
+def test_two_limits_around_one_function_are_charged_apart() -> None:
+    @rate_limit("10/minute")
+    @rate_limit("10/minute")
+    def greet() -> None: ...
+
+    greet()
+    assert [1, 1] == [limiter.snapshot().allowed for limiter in PROCESS_REGISTRY.limiters.values()]
+
+
+def test_functions_of_one_name_are_listed_as_one_policy() -> None:
+    for _ in range(2):
+        rate_limit("10/minute", name="api")(lambda: None)()
+    assert 2 == PROCESS_REGISTRY.limiters["api"].snapshot().allowed
+
+
+def test_a_key_of_any_length_takes_a_bounded_amount_of_memory() -> None:
+    storage = MemoryStorage(clock=FakeClock())
+    demo = limiter("1/minute", storage=storage)
+    assert [True, False] == [demo.try_acquire("x" * 1_000_000).allowed for _ in range(2)]
+    assert max(map(len, storage._buckets)) < 200
+
+
+def test_a_look_is_not_counted() -> None:
+    demo = limiter()
+    demo.try_acquire(cost=0)
+    assert 0 == demo.snapshot().allowed
+
+
+def test_a_refusal_can_be_sent_to_another_process() -> None:
+    with pytest.raises(RateLimited) as caught:
+        limiter(cost=3).acquire()
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (str(caught.value), caught.value.decision) == (str(copy), copy.decision)
+
+
+@pytest.mark.parametrize("mistake", [lambda: None, 100])
+def test_a_decorator_without_its_limit_is_refused_when_it_is_written(mistake: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="write"):
+        rate_limit(mistake)(lambda: None)
+
+
+def test_an_empty_variable_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESILIENCE_STORAGE_URI", "")
+    assert "memory://" == RateLimiter("1/second", name="demo").snapshot().storage
+
+
+def test_the_first_storage_that_is_offered_is_used_outside_of_applications() -> None:
+    first, second = MemoryStorage(clock=FakeClock()), MemoryStorage(clock=FakeClock())
+    PROCESS.adopt(first)
+    PROCESS.adopt(second)
+    RateLimiter("1/second", name="demo").acquire()
+    assert (1, 0) == (len(first), len(second))
 
 
 def test_outside_an_application_the_environment_names_the_storage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from resilience.core.limiter import Charge, Limit
@@ -30,6 +33,31 @@ def test_a_flood_of_several_keys_at_once_is_bounded() -> None:
         storage.take([charge(f"{index}a"), charge(f"{index}b")])
     assert 3 == len(storage)
     assert "<MemoryStorage: 3 of at most 3 buckets>" == repr(storage)
+
+
+class YieldingClock(FakeClock):
+    """Lets every other thread run at the moment between reading a bucket and writing it."""
+
+    def microseconds(self) -> int:
+        time.sleep(0.0002)
+        return super().microseconds()
+
+
+@pytest.mark.parametrize("charges", [["one"], ["one", "two"]])
+def test_threads_are_never_given_more_than_the_burst(charges: list[str]) -> None:
+    storage = MemoryStorage(clock=YieldingClock())
+    allowed: list[bool] = []
+
+    def hammer() -> None:
+        for _ in range(10):
+            allowed.append(storage.take([charge(subject) for subject in charges]).allowed)  # noqa: PERF401
+
+    threads = [threading.Thread(target=hammer) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (80, 2) == (len(allowed), sum(allowed))
 
 
 def test_a_denial_takes_no_room() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from resilience.core.limiter import Charge, Decision, Limit
-from resilience.errors import StorageUnavailable
+from resilience.errors import StorageBusy, StorageUnavailable
 from resilience.storage.memory import MemoryStorage
 from resilience.storage.standin import OnFailure, StandInStorage
 from resilience.testing import FakeClock
@@ -69,6 +69,39 @@ def test_one_failure_spares_all_others_the_wait_until_the_pause_is_over(caplog: 
     assert 2 == len(caplog.records), "one line when it goes, one when it comes back"
 
 
+def test_of_callers_that_come_together_one_tries_the_primary_again() -> None:
+    clock, frail, storage = made()
+    frail.down = True
+    take(storage)
+    clock.advance(1.01)
+    real_take = frail.take
+    together: list[Decision] = []
+
+    def while_it_tries(charges: Sequence[Charge]) -> Decision:
+        if not together:
+            together.append(take(storage))
+        return real_take(charges)
+
+    frail.take = while_it_tries  # type: ignore[method-assign]  # another caller comes while this one waits
+    take(storage)
+    assert (2, 1) == (frail.asked, len(together))
+
+
+def test_a_caller_who_finds_no_place_is_decided_here_and_the_primary_stays_in_use() -> None:
+    _, frail, storage = made()
+    real_take = frail.take
+
+    def no_place(charges: Sequence[Charge]) -> Decision:
+        raise StorageBusy("frail://: all connections in use")
+
+    frail.take = no_place  # type: ignore[method-assign]
+    assert take(storage).allowed
+    assert storage.available
+    frail.take = real_take  # type: ignore[method-assign]
+    take(storage)
+    assert 1 == frail.asked
+
+
 def test_open_allows_all() -> None:
     _, frail, storage = made("open")
     frail.down = True
@@ -79,7 +112,7 @@ def test_closed_refuses_all_and_says_when_to_come_back() -> None:
     _, frail, storage = made("closed")
     frail.down = True
     decision = take(storage)
-    assert not decision.allowed
+    assert (False, 0) == (decision.allowed, decision.remaining)
     assert decision.retry_after == pytest.approx(1.0, abs=0.01)
 
 
