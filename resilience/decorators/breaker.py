@@ -49,6 +49,8 @@ T = TypeVar("T")
 Excluded = type[BaseException] | Callable[[Any], bool]
 
 _FORCING = {OPEN: Event.FORCE_OPEN, CLOSED: Event.FORCE_CLOSED, HALF_OPEN: Event.FORCE_HALF_OPEN}
+STILL_OPEN = "Timeout not elapsed yet, circuit breaker still open"  # in pybreaker's words, which callers may match
+
 _WITHIN_A_PROBE = Permit(-1, 0, 0.0)
 """For a call under a circuit inside of one of its probes: the probe's own result decides."""
 
@@ -64,6 +66,10 @@ class CircuitOpen(pybreaker.CircuitBreakerError, Rejected):
 
     Also raised, for the call that trips the circuit, by a breaker with `throw_new_error_on_trip`.
     """
+
+    def __str__(self) -> str:
+        # Put together when somebody reads it: most rejections are never printed.
+        return f"{self.args[0]} (circuit {self.policy!r}, retry in {self.retry_after:.3f} s)"
 
 
 _probes_under_way: ContextVar[tuple[tuple[object, Permit], ...]] = ContextVar("probes_under_way", default=())
@@ -280,9 +286,15 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     # -- before and after a call ---------------------------------------------------------------------------------------
 
     def _admit(self) -> Permit:
-        for circuit, probe in _probes_under_way.get():
-            if circuit is self and probe.generation == self._circuit.generation:
-                return _WITHIN_A_PROBE
+        if self._is_within_a_probe():
+            return _WITHIN_A_PROBE
+        circuit = self._circuit
+        if circuit.state is OPEN and not self._shared:
+            # Nothing changes in a circuit that stays open, so that nothing need be locked to refuse.
+            remaining = circuit.opened_at + self._policy.reset_timeout - self._seconds()
+            if remaining > 0:
+                self._not_permitted += 1
+                raise CircuitOpen(STILL_OPEN, policy=self._label, retry_after=remaining)
         self._give_back_abandoned()
         if self._shared:
             self._follow_storage()
@@ -299,8 +311,12 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
                 self._settle(answer, Outcome.IGNORED)
             raise
         if isinstance(answer, Refusal):
-            raise self._rejection("Timeout not elapsed yet, circuit breaker still open", answer.retry_after)
+            raise self._rejection(STILL_OPEN, answer.retry_after)
         return answer
+
+    def _is_within_a_probe(self) -> bool:
+        generation = self._circuit.generation
+        return any(breaker is self and probe.generation == generation for breaker, probe in _probes_under_way.get())
 
     def _run_probe(self, permit: Permit, func: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         token = _probes_under_way.set((*_probes_under_way.get(), (self, permit)))
@@ -378,9 +394,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         return transition
 
     def _rejection(self, message: str, retry_after: float) -> CircuitOpen:
-        rejection = CircuitOpen(message, policy=self._label, retry_after=retry_after)
-        rejection.add_note(f"circuit {self._label!r}, retry in {retry_after:.3f} s")
-        return rejection
+        return CircuitOpen(message, policy=self._label, retry_after=retry_after)
 
     def _give_back_abandoned(self) -> None:
         while self._abandoned:

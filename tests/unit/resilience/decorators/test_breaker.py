@@ -75,6 +75,7 @@ def test_it_opens_rejects_probes_and_heals() -> None:
     with pytest.raises(CircuitOpen) as caught:
         circuit.call(fine)
     assert ("demo", 6.0, 503) == (caught.value.policy, caught.value.retry_after, caught.value.status)
+    assert "Timeout not elapsed yet, circuit breaker still open (circuit 'demo', retry in 6.000 s)" == str(caught.value)
     clock.advance(6)
     assert "fine" == circuit.call(fine)
     assert ("closed", 0) == (circuit.current_state, circuit.fail_counter)
@@ -612,7 +613,7 @@ class Both:
                 case "wait":
                     self.shift(61)
         except pybreaker.CircuitBreakerError as error:
-            outcome = f"rejected: {error}"
+            outcome = f"rejected: {error.args[0]}"
         except (Boom, Fine) as error:
             outcome = type(error).__name__
         circuit = self.circuit
