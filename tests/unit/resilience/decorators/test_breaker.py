@@ -438,6 +438,25 @@ def test_the_policy_can_be_changed_and_bad_values_are_refused() -> None:
     assert 5.0 == circuit.snapshot().retry_after
 
 
+def test_what_pybreaker_calls_the_storage_shows_the_circuit_and_moves_it() -> None:
+    clock = FakeClock()
+    circuit = breaker(clock)
+    storage: Any = circuit._state_storage
+    assert (None, "memory") == (storage.opened_at, storage.name)
+    storage.increment_counter()
+    assert 1 == circuit.fail_counter
+    storage.reset_counter()
+    storage.state = "half-open"
+    storage.increment_success_counter()
+    assert ("half-open", 0, 1) == (circuit.current_state, circuit.fail_counter, circuit.success_counter)
+    storage.reset_success_counter()
+    storage.state = "open"
+    storage.opened_at = datetime.now(UTC) - timedelta(seconds=4)
+    assert circuit.snapshot().retry_after == pytest.approx(6, abs=0.5)
+    assert (datetime.now(UTC) - storage.opened_at).total_seconds() == pytest.approx(4, abs=0.5)
+    assert 0 == circuit.success_counter
+
+
 class TestStorageOfTheCallers:
     """Breakers that share a pybreaker storage follow each other."""
 
