@@ -77,6 +77,20 @@ _probes_under_way: ContextVar[tuple[tuple[object, Permit], ...]] = ContextVar("p
 belongs to the same probe."""
 
 
+@contextlib.contextmanager
+def _within(breaker: object, permit: Permit) -> Iterator[None]:
+    if not permit.number:  # no probe
+        yield
+        return
+    token = _probes_under_way.set((*_probes_under_way.get(), (breaker, permit)))
+    try:
+        yield
+    finally:
+        # A block inside of a generator may end in another context than it began in, which has nothing to put back.
+        with contextlib.suppress(ValueError):
+            _probes_under_way.reset(token)
+
+
 class CircuitSnapshot(NamedTuple):
     """A circuit as this process sees it. Counts of calls are since the process started; times are in seconds."""
 
@@ -254,14 +268,12 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     def _calling(self) -> Iterator[None]:
         permit = self._admit()
         self._tell_before_call(permit, self._calling)
-        token = _probes_under_way.set((*_probes_under_way.get(), (self, permit)))
         try:
-            yield
+            with _within(self, permit):
+                yield
         except BaseException as error:
             self._settle_error(permit, error)
             raise
-        finally:
-            _probes_under_way.reset(token)
         self._settle_success(permit)
 
     def call_async(self, func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -319,11 +331,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         return any(breaker is self and probe.generation == generation for breaker, probe in _probes_under_way.get())
 
     def _run_probe(self, permit: Permit, func: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-        token = _probes_under_way.set((*_probes_under_way.get(), (self, permit)))
-        try:
+        with _within(self, permit):
             return func(*args, **kwargs)
-        finally:
-            _probes_under_way.reset(token)
 
     def _tell_before_call(self, permit: Permit, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         try:

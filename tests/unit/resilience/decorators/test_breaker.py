@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import gc
 import pickle
 import threading
@@ -121,6 +122,22 @@ def test_a_call_inside_a_probe_of_the_same_circuit_belongs_to_it(inner: Callable
     clock.advance(10)
     with circuit.calling():
         assert "fine" == inner(circuit)
+    assert "closed" == circuit.current_state
+
+
+def test_a_block_in_a_generator_may_end_in_another_context() -> None:
+    clock = FakeClock()
+    circuit = breaker(clock)
+    circuit.open()
+    clock.advance(10)
+
+    def body() -> Iterator[str]:
+        with circuit.calling():
+            yield "chunk"
+
+    chunks = body()
+    assert "chunk" == contextvars.Context().run(next, chunks)
+    assert [] == contextvars.Context().run(list, chunks)
     assert "closed" == circuit.current_state
 
 
