@@ -10,6 +10,7 @@ import contextlib
 import errno
 import http.client
 import os
+import re
 import resource
 import secrets
 import socket
@@ -20,6 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from pydantic import SecretStr
 
 from service import logs
 from service.administration import Accounts, migrate_database, opened_accounts
@@ -34,12 +37,16 @@ __all__ = ["CannotStart", "Plan", "instructions", "make_plan", "run"]
 ROOT: Final = Path(__file__).resolve().parent.parent
 WORKPLACE: Final = Path("var")
 PASSWORD_FILE: Final = WORKPLACE / "demo-password"
+NEW_PASSWORD_FILE: Final = WORKPLACE / "demo-password.new"
 DEMO_LOG: Final = WORKPLACE / "demo-backend.log"
 DEMO_HOST: Final = "127.0.0.1"
 DEMO_PORT: Final = "8002"
 USER: Final = "demo"
 
-NOT_FOR_THE_DEMO: Final = ("GUNICORN_CMD_ARGS", "TOKEN_SECRET", "RESILIENCE_ADMIN_TOKEN")
+MADE_SECRETS: Final = ("token_secret", "resilience_admin_token")
+
+FOR_THE_DEMO: Final = re.compile(r"PATH|HOME|TZ|TMPDIR|LANG|VIRTUAL_ENV|(LC_|PYTHON|COVERAGE).*")
+"""The variables that any program may need. The others may hold secrets."""
 
 READY_WITHIN: Final = 30.0
 READY_POLL: Final = 0.05
@@ -65,12 +72,12 @@ class Plan:
     @property
     def public_url(self) -> str:
         """Where the service answers, as seen from this machine."""
-        return f"http://{_reachable(self.settings.host)}:{self.settings.port}"
+        return _url(self.settings.host, self.settings.port)
 
     @property
     def admin_url(self) -> str:
         """Where the admin listener answers."""
-        return f"http://{_reachable(self.settings.host)}:{self.settings.admin_port}"
+        return _url(self.settings.host, self.settings.admin_port)
 
     @property
     def demo_address(self) -> str:
@@ -101,11 +108,10 @@ def run(environ: Mapping[str, str] = os.environ) -> int:
 def make_plan(environ: Mapping[str, str]) -> Plan:
     """What to run, given an environment. Raises `SettingsError` for a bad configuration, `CannotStart` for one that is
     not for development."""
-    environment = dict(environ)
-    for name in ("TOKEN_SECRET", "RESILIENCE_ADMIN_TOKEN"):
-        if not environment.get(name):
-            environment[name] = secrets.token_urlsafe(32)
-    settings = Settings.load(environment)
+    made = {name: secrets.token_urlsafe(32) for name in MADE_SECRETS}
+    settings = Settings.load(environ, fallbacks=made)
+    used = {name.upper(): secret for name, secret in made.items() if _is(getattr(settings, name), secret)}
+    environment = {**environ, **used}
     if settings.environment == "production":
         raise CannotStart(
             "this is for development, and SEAWALL_ENVIRONMENT is production; there, start "
@@ -116,6 +122,10 @@ def make_plan(environ: Mapping[str, str]) -> Plan:
     demo_port = _port_number("DEMO_PORT", environ.get("DEMO_PORT") or DEMO_PORT)
     environment["BACKENDS__demo"] = f"http://{DEMO_HOST}:{demo_port}"
     return Plan(Settings.load(environment), environment, demo_port)
+
+
+def _is(configured: SecretStr | None, secret: str) -> bool:
+    return configured is not None and configured.get_secret_value() == secret
 
 
 def instructions(plan: Plan, password: str | None) -> str:
@@ -217,7 +227,7 @@ def _make_workplace() -> None:
 
 def _prepare_user(accounts: Accounts) -> str | None:
     """The password of the demo user, who is made if need be; None when nobody here knows it."""
-    stored = PASSWORD_FILE.read_text().strip() if PASSWORD_FILE.exists() else None
+    stored = PASSWORD_FILE.read_text().strip() if PASSWORD_FILE.exists() else ""
     if accounts.exists(USER):
         return stored if stored and accounts.has_password(USER, stored) else None
     password = stored or _store_password(secrets.token_urlsafe(12))
@@ -227,8 +237,11 @@ def _prepare_user(accounts: Accounts) -> str | None:
 
 
 def _store_password(password: str) -> str:
-    with os.fdopen(os.open(PASSWORD_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    # Beside its place first, so that an interrupted start leaves no half of it. Readable to this user only.
+    NEW_PASSWORD_FILE.unlink(missing_ok=True)
+    with os.fdopen(os.open(NEW_PASSWORD_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(password + "\n")
+    NEW_PASSWORD_FILE.replace(PASSWORD_FILE)
     return password
 
 
@@ -261,7 +274,7 @@ def _demo_backend(plan: Plan) -> Program:
             *(word for option in options.items() for word in option),
             "service.demo_backend:app",
         ],
-        environment={name: value for name, value in plan.environment.items() if name not in NOT_FOR_THE_DEMO},
+        environment={name: value for name, value in plan.environment.items() if FOR_THE_DEMO.fullmatch(name)},
         patience=DEMO_PATIENCE,
         log=DEMO_LOG,
     )
@@ -288,10 +301,13 @@ def _is_ready(plan: Plan) -> bool:
 
 
 def _reachable(host: str) -> str:
-    """`host` as a client on this machine names it in a URL."""
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104 - compared with, not bound to
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
+    """Where a client on this machine finds what listens on `host`."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host  # noqa: S104 - compared with, not bound to
+
+
+def _url(host: str, port: int) -> str:
+    place = _reachable(host)
+    return f"http://[{place}]:{port}" if ":" in place else f"http://{place}:{port}"
 
 
 # -- what is said --------------------------------------------------------------------------------------------------------

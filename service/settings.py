@@ -18,9 +18,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
@@ -44,12 +45,24 @@ TESTING_SECRET_PREFIX = "testing-only-"  # noqa: S105 - the mark that makes a se
 SECRET_BYTES = 32
 MAKE_A_SECRET = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(48))'"  # noqa: S105 - advice
 
-ONE_RATE = r"\s*[1-9]\d*\s*(/|per)\s*([1-9]\d*)?\s*(second|minute|hour|day|month|year)s?\s*"
-RATES = re.compile(f"{ONE_RATE}(;{ONE_RATE})*", re.IGNORECASE)
-STORAGE_URI = re.compile(r"[a-z][a-z+]*://\S*")
+ONE_RATE = re.compile(
+    r"\s*(?P<amount>[1-9][0-9]*)\s*(/|per)\s*(?P<many>[1-9][0-9]*)?\s*(?P<unit>second|minute|hour|day|month|year)s?\s*",
+    re.IGNORECASE,
+)
+UNITS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "month": 30 * 86_400, "year": 360 * 86_400}
+LARGEST_RATE = 100_000_000
+"""Up to here limits are exact over every period that is accepted."""
+LONGEST_PERIOD = 366 * 86_400
+STORAGE_SCHEMES = ("redis", "rediss", "redis+unix", "valkey", "valkeys", "valkey+unix", "unix")
 BACKEND_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 MIDDLEWARE_NAME = re.compile(r"[a-z][a-z0-9_]*")
-DATABASE_SCHEMES = ("sqlite:///", "postgresql://", "postgresql+psycopg://")
+# As SQLAlchemy reads it, which takes passwords that no other reader of URLs would.
+POSTGRESQL = re.compile(
+    r"postgresql(\+psycopg)?://([^:/]*(:[^@]*)?@)?(\[[^][/?@]+\]|[^][:/?@]+)?(:(?P<port>[0-9]{1,5})?)?([/?].*)?",
+    re.DOTALL,
+)
+LARGEST_PORT = 65_535
+DAY = 86_400
 
 
 class SettingsError(Exception):
@@ -71,21 +84,47 @@ def _long_enough(secret: SecretStr) -> SecretStr:
 
 
 def _database_url(url: str) -> str:
-    path = url.removeprefix("sqlite:///")
-    if not url.startswith(DATABASE_SCHEMES) or path in ("", ":memory:"):
-        raise ValueError("must be sqlite:///<path of a file> or postgresql://<user>@<host>/<database>")
+    if url.startswith("sqlite:///"):
+        usable = url.removeprefix("sqlite:///") not in ("", ":memory:")
+    else:
+        parts = POSTGRESQL.fullmatch(url)
+        usable = parts is not None and 1 <= int(parts["port"] or 1) <= LARGEST_PORT
+    if not usable:
+        raise ValueError(
+            "must be sqlite:///<path of a file> or postgresql://<user>:<password>@<host>[:<port>]/<database>, with a port "
+            f"from 1 to {LARGEST_PORT} and @ : / percent-encoded in the password"
+        )
     return url
 
 
 def _storage_uri(uri: str) -> str:
-    if not STORAGE_URI.fullmatch(uri):
+    usable = uri == "memory://" or (_has_place(uri, STORAGE_SCHEMES) and not any(c.isspace() for c in uri))
+    if not usable:
         raise ValueError("must be memory:// or redis(s)://<host>[:<port>][/<number>], or redis+unix://<path>")
     return uri
 
 
+def _has_place(url: str, schemes: Collection[str]) -> bool:
+    """Whether there is a URL of one of the schemes with a place that can be reached."""
+    try:
+        scheme, port = urlsplit(url).scheme, urlsplit(url).port
+    except ValueError:  # no port, or brackets that do not match
+        return False
+    return scheme in schemes and "://" in url and port != 0
+
+
 def _rate(text: str) -> str:
-    if not RATES.fullmatch(text):
-        raise ValueError("must be a rate such as 200/second or 10 per 5 minutes, or several separated by ;")
+    rates = [ONE_RATE.fullmatch(part) for part in text.split(";")]
+    periods = [int(rate["many"] or 1) * UNITS[rate["unit"].lower()] for rate in rates if rate]
+    if None in rates or any(int(rate["amount"]) > LARGEST_RATE for rate in rates if rate):
+        raise ValueError(
+            "must be a rate such as 200/second or 10 per 5 minutes, or several separated by ;, "
+            f"each of at most {LARGEST_RATE}"
+        )
+    if max(periods) > LONGEST_PERIOD:
+        raise ValueError(f"must have no period above {LONGEST_PERIOD // DAY} days")
+    if len(set(periods)) < len(periods):
+        raise ValueError("must not name two of the same period; keep the tighter one")
     return text
 
 
@@ -100,24 +139,25 @@ def _backends(backends: dict[str, str]) -> dict[str, str]:
         if not BACKEND_NAME.fullmatch(name):
             raise ValueError("names must be lower-case letters, digits, - and _, at most 63")
         if not _is_base_url(url):
-            raise ValueError(f"{name} must be http(s)://<host>[:<port>][/<path>] without user, query or fragment")
+            raise ValueError(
+                f"{name} must be http(s)://<host>[:<port>][/<path>] without user, query or fragment, in ASCII: "
+                "percent-encode the path and write the host in Punycode"
+            )
     return backends
 
 
 def _is_base_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        valid_port = parts.port is None or parts.port > 0
-    except ValueError:
+    if not _has_place(url, ("http", "https")):
         return False
-    plain = not (parts.query or parts.fragment or "@" in parts.netloc or any(c.isspace() for c in url))
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and valid_port and plain
+    parts = urlsplit(url)
+    on_the_wire = url.isascii() and url.isprintable() and " " not in url
+    return bool(parts.hostname) and on_the_wire and not (parts.query or parts.fragment or "@" in parts.netloc)
 
 
-Port = Annotated[int, Field(ge=1, le=65535)]
+Port = Annotated[int, Field(ge=1, le=LARGEST_PORT)]
 Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=DAY, allow_inf_nan=False)]
+SecondsOrZero = Annotated[float, Field(ge=0, le=DAY, allow_inf_nan=False)]
 Rate = Annotated[str, AfterValidator(_rate)]
 Secret = Annotated[SecretStr, AfterValidator(_long_enough)]
 
@@ -161,10 +201,10 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[int, Field(ge=0)] = 0
     """Proxies in front of the service whose X-Forwarded-For entries are believed."""
     rate_limit: Rate = "200/second"
-    rate_limit_burst: Count | None = 400
+    rate_limit_burst: Annotated[int, Field(ge=1, le=LARGEST_RATE)] | None = 400
     login_rate_limit: Rate = "10/minute"
 
-    request_timeout: Seconds = 30.0
+    request_timeout: Annotated[Seconds, Field(ge=0.1)] = 30.0
     body_limit: Count = 1_048_576
     middleware_off: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split_commas), AfterValidator(_middleware_names)
@@ -197,14 +237,21 @@ class Settings(BaseSettings):
     """Where each worker keeps its admin socket. None: derived from the master's process id."""
 
     @classmethod
-    def load(cls, environ: Mapping[str, str] = os.environ, directory: Path = Path("config")) -> Settings:
+    def load(
+        cls,
+        environ: Mapping[str, str] = os.environ,
+        directory: Path = Path("config"),
+        *,
+        fallbacks: Mapping[str, str] = MappingProxyType({}),
+    ) -> Settings:
         """Read the configuration in the order given at the top of this module.
 
-        `environ` stands in for the process environment, `directory` holds ``<environment>.yaml``. Raises
-        `SettingsError` when a file is missing or unreadable, a key unknown, or a value bad or missing.
+        `environ` stands in for the process environment, `directory` holds ``<environment>.yaml``, `fallbacks` are
+        values for fields that no source gives. Raises `SettingsError` when a file is missing or unreadable, a key
+        unknown, or a value bad or missing.
         """
         environment = _environment(environ)
-        values: dict[str, Any] = {"environment": environment}
+        values: dict[str, Any] = {**fallbacks, "environment": environment}
         origins: dict[str, str] = {}
         for source in _sources(environ, directory / f"{environment}.yaml"):
             for name, value in source.values.items():

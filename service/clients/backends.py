@@ -14,17 +14,18 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
+import gevent
 import pybreaker
 import structlog
 import urllib3
 from urllib3.exceptions import ConnectTimeoutError, EmptyPoolError, HTTPError, NewConnectionError, ReadTimeoutError
 
 from resilience import CircuitBreaker, CircuitOpen
-from service.clients.connections import Call, Connection, Waits, connections_to
+from service.clients.connections import Call, Connection, Connections, Waits, connections_to
 from service.errors import BackendFailed, BackendSaturated, BackendTimedOut, CircuitIsOpen
 from service.services.backends import Headers
 from service.services.ports import BackendResponse
-from service.settings import Settings, SettingsError
+from service.settings import Settings
 
 __all__ = ["CallerTooSlow", "HttpBackend", "build_backends"]
 
@@ -50,15 +51,15 @@ class CallerTooSlow(BackendTimedOut):
 
 
 class _Answer:
-    """A response on its connection: an iterator over the body as it arrives. Gives the connection back once, open when
-    the response was read to its end and closed otherwise."""
+    """A response on its connection: an iterator over the body as it arrives. Gives the connection back once when the
+    response was read to its end, and discards it otherwise."""
 
     def __init__(
         self,
         backend: str,
         response: urllib3.HTTPResponse,
         connection: Connection,
-        give_back: Callable[[Connection], None],
+        connections: Connections,
         *,
         until: float,
     ) -> None:
@@ -68,7 +69,7 @@ class _Answer:
         self._backend = backend
         self._response = response
         self._connection = connection
-        self._give_back = give_back
+        self._connections = connections
         self._until = until
         if response.length_remaining == 0:
             self._finish()
@@ -91,12 +92,11 @@ class _Answer:
         return chunk
 
     def close(self) -> None:
-        """Give the connection back closed, unless the body has ended."""
+        """Discard the connection, unless the body has ended."""
         if not self.finished:
             self.finished = True
             self._response.close()
-            self._connection.close()
-            self._give_back(self._connection)
+            self._connections.discard(self._connection)
 
     def __del__(self) -> None:
         # An answer that nobody reads must not keep its place in the pool.
@@ -113,7 +113,7 @@ class _Answer:
     def _finish(self) -> None:
         self.finished = True
         self._response.close()
-        self._give_back(self._connection)
+        self._connections.take_back(self._connection)
 
 
 class _FailingAnswer(Exception):
@@ -122,6 +122,12 @@ class _FailingAnswer(Exception):
     def __init__(self, answer: _Answer) -> None:
         super().__init__(f"status {answer.status}")
         self.answer = answer
+
+
+def _is_not_the_backends_doing(error: BaseException) -> bool:
+    # A timeout of the request's own is the backend's doing as much as one of ours: it was waited for.
+    blamed = BackendFailed | BackendTimedOut | _FailingAnswer | gevent.Timeout
+    return isinstance(error, CallerTooSlow) or not isinstance(error, blamed)
 
 
 class _GuardedBody:
@@ -171,8 +177,9 @@ class HttpBackend:
 
     `url` is the base URL: https verifies the certificate, the path is put before every target. `circuit` opens after
     `fail_max` failures in a row and lets a probe pass after `reset_timeout` seconds. Failures are: no connection, no
-    answer in time, a broken answer, and the statuses 500, 502, 503 and 504. That all connections are in use or that a
-    caller is slow is not the backend's doing and counts as neither failure nor success.
+    answer in time, a broken answer, and the statuses 500, 502, 503 and 504. Everything else that may go wrong (all
+    connections in use, a slow caller, a request that cannot be sent) is not the backend's doing and counts as neither
+    failure nor success.
     """
 
     def __init__(
@@ -184,7 +191,7 @@ class HttpBackend:
             fail_max=fail_max,
             reset_timeout=reset_timeout,
             throw_new_error_on_trip=False,
-            ignore=(BackendSaturated, CallerTooSlow),
+            ignore=(_is_not_the_backends_doing,),
             listeners=(_TransitionLog(),),
         )
         parts = urlsplit(url)
@@ -231,12 +238,14 @@ class HttpBackend:
         with _translated(self.name):
             connection = self._lend()
             try:
-                response = self._send(connection, call)
-                until = time.monotonic() + self._waits.stream
-                return _Answer(self.name, response, connection, self._connections.take_back, until=until)
+                if not connection.is_closed and call.method in RETRIED:
+                    try:
+                        return self._answer(connection, call)
+                    except CLOSED_WHILE_IDLE:
+                        connection = self._connections.replace(connection)
+                return self._answer(connection, call)
             except BaseException:
-                connection.close()
-                self._connections.take_back(connection)
+                self._connections.discard(connection)
                 raise
 
     def _lend(self) -> Connection:
@@ -248,28 +257,18 @@ class HttpBackend:
                 retry_after=SATURATED_RETRY_AFTER,
             ) from None
 
-    def _send(self, connection: Connection, call: Call) -> urllib3.HTTPResponse:
-        kept = not connection.is_closed
-        try:
-            return connection.exchange(call, self._waits)
-        except CLOSED_WHILE_IDLE:
-            if not kept or call.method not in RETRIED:
-                raise
-            connection.close()
-            return connection.exchange(call, self._waits)
+    def _answer(self, connection: Connection, call: Call) -> _Answer:
+        response = connection.exchange(call, self._waits)
+        until = time.monotonic() + self._waits.stream
+        return _Answer(self.name, response, connection, self._connections, until=until)
 
 
 def build_backends(settings: Settings) -> Mapping[str, HttpBackend]:
-    """The configured backends by name. Call it in the worker, after greenlets have been given their sockets.
-
-    Raises `SettingsError` for a URL that cannot be put on the wire.
-    """
+    """The configured backends by name. Call it in the worker, after greenlets have been given their sockets."""
     return {name: _build(name, url, settings) for name, url in settings.backends.items()}
 
 
 def _build(name: str, url: str, settings: Settings) -> HttpBackend:
-    if not url.isascii():
-        raise SettingsError(f"backends: {name} must be ASCII; percent-encode the path and write the host in Punycode")
     return HttpBackend(
         name,
         url,

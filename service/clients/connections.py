@@ -138,8 +138,8 @@ class Connection(HTTPConnection):
     def exchange(self, call: Call, waits: Waits) -> urllib3.HTTPResponse:
         """Send the request and read the head of the response, its body unread and undecoded.
 
-        Raises what sockets, `http.client` and urllib3 raise. The connection must be closed or its response read to
-        the end before it is used again.
+        Raises what sockets, `http.client` and urllib3 raise; the connection must not be used again then, nor before
+        its response has been read to the end.
         """
         if self.is_closed:
             self.timeout = waits.connect
@@ -187,14 +187,30 @@ class Connections(urllib3.HTTPConnectionPool):
 
     def lend(self, wait: float) -> Connection:
         """A connection, open if one is idle and still alive. Raises `urllib3.exceptions.EmptyPoolError` when all are
-        lent for `wait` seconds. Whatever comes of it, it must be taken back."""
+        lent for `wait` seconds. Whatever comes of it, it must be taken back or discarded."""
         connection = self._get_conn(timeout=wait)
         assert isinstance(connection, Connection)
         return connection
 
     def take_back(self, connection: Connection) -> None:
-        """Make the connection free for the next caller; a closed one leaves room for a new one."""
+        """Make the connection free for the next caller. Its exchange must have come to its end without a fault."""
         self._put_conn(connection)
+
+    def discard(self, connection: Connection) -> None:
+        """Close the connection and make room for a new one.
+
+        Closing alone would not do: the beginning of a head that could not be written to its end outlives it in the
+        object, and would go out before the next caller's request.
+        """
+        connection.close()
+        self._put_conn(None)
+
+    def replace(self, connection: Connection) -> Connection:
+        """Close the connection; a new one takes its place and must be taken back instead."""
+        connection.close()
+        replacement = self._new_conn()
+        assert isinstance(replacement, Connection)
+        return replacement
 
 
 class _SecureConnections(Connections, urllib3.HTTPSConnectionPool):

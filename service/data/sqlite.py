@@ -33,6 +33,10 @@ T = TypeVar("T")
 READ_PATIENCE = 0.05
 WAITING_WRITES = 512
 PATIENCE = "patience"
+NOT_THE_FILE = (
+    "The database's file is no longer the one that was opened: what is written now is lost. Put the file back if it was "
+    "moved, and restart the service."
+)
 
 
 def sqlite_engine(path: Path, mode: Literal["ro", "rw", "rwc"], *, patience: float) -> Engine:
@@ -78,8 +82,12 @@ class SqliteDatabase:
     ) -> None:
         self._timeout = timeout
         self._slow_statement = slow_statement
+        self._path = path
+        self._opened: set[tuple[int, int] | None] = set()
         self._reader = sqlite_engine(path, "ro", patience=READ_PATIENCE)
         self._writer = sqlite_engine(path, "rw", patience=timeout)
+        for engine in (self._reader, self._writer):
+            event.listen(engine, "connect", lambda *_: self._opened.add(_identity(path)))
         self._writer_thread = NativeThreads(1, waiting=waiting_writes)
         self._reading = False
 
@@ -117,6 +125,9 @@ class SqliteDatabase:
     def ping(self, timeout: float) -> None:
         """See `Database.ping`. `timeout` is not needed: a read gives up sooner than any useful one."""
         del timeout
+        # A file that was deleted or replaced can be written to for as long as it is open.
+        if self._opened - {_identity(self._path)}:
+            raise DatabaseFailed(NOT_THE_FILE)
         if self.read(lambda connection: connection.scalar(schema_revision)) != REVISION:
             raise DatabaseFailed(MIGRATE)
 
@@ -135,3 +146,12 @@ class SqliteDatabase:
             return work(connection)
 
         return transact(self._writer, checked, times, **{PATIENCE: patience})
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What stays the same as long as it is the same file; None when there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -54,6 +54,9 @@ def create_backends_blueprint(
         return response
 
     # Doubled slashes are the backend's business; merging them would answer with a redirect.
+    # A rule without the slash, or the framework would redirect, to whatever the caller gave as Host, before anybody asked
+    # for a token.
+    blueprint.add_url_rule("/<name>", "bare", forward, methods=["GET", "POST"], merge_slashes=False)
     blueprint.add_url_rule("/<name>/", "root", forward, methods=["GET", "POST"], merge_slashes=False)
     blueprint.add_url_rule("/<name>/<path:path>", "forward", forward, methods=["GET", "POST"], merge_slashes=False)
     return blueprint

@@ -5,7 +5,11 @@ The ETag is the version. Whoever changes a user says in If-Match which version t
 
 from __future__ import annotations
 
+import re
+
 from flask import Blueprint, Response, jsonify, request, url_for
+from flask.blueprints import BlueprintSetupState
+from werkzeug.routing import IntegerConverter
 
 from service.errors import PreconditionFailed, PreconditionRequired, ValidationFailed
 from service.model import User
@@ -19,10 +23,20 @@ PAGE = 20
 NUMBER_DIGITS = 18
 """Digits of the largest number read from a request: all of them fit the database's 64 bits."""
 
+ETAG = re.compile(r'(?P<weak>W/)?"(?P<tag>[\x21\x23-\x7e\x80-\xff]*)"')
+"""As RFC 9110 has it (8.8.3)."""
+
+
+class _NumberConverter(IntegerConverter):
+    """A number of a user. The base takes the digits of other scripts too, so one user would have many addresses."""
+
+    regex = rf"[0-9]{{1,{NUMBER_DIGITS}}}"
+
 
 def create_users_blueprint(user_service: UserService) -> Blueprint:
     """The routes of the users."""
     blueprint = Blueprint("users", __name__, url_prefix="/api/v1/users")
+    blueprint.record_once(_know_numbers)
 
     @blueprint.get("")
     def list_users() -> Response:
@@ -43,32 +57,39 @@ def create_users_blueprint(user_service: UserService) -> Blueprint:
         response.headers["Location"] = url_for(".get_user", user_id=user.id)
         return response
 
-    @blueprint.get("/<int:user_id>")
+    @blueprint.get("/<number:user_id>")
     def get_user(user_id: int) -> Response:
         current_caller()
-        response = _representation(user_service.get(user_id))
-        response.make_conditional(request)
+        user = user_service.get(user_id)
+        response = _representation(user)
+        # If-None-Match alone: for If-Match the framework would answer 412 with the user as its body.
+        if request.if_none_match.contains_weak(str(user.version)):
+            response.status_code = 304
         return response
 
-    @blueprint.put("/<int:user_id>")
+    @blueprint.put("/<number:user_id>")
     def replace_user(user_id: int) -> Response:
         version = _version_to_change()
         changes = parse_replacement(json_object(request))
         return _representation(user_service.change(current_caller(), user_id, version, changes))
 
-    @blueprint.patch("/<int:user_id>")
+    @blueprint.patch("/<number:user_id>")
     def patch_user(user_id: int) -> Response:
         version = _version_to_change()
         changes = parse_patch(json_object(request, JSON, MERGE_PATCH))
         return _representation(user_service.change(current_caller(), user_id, version, changes))
 
-    @blueprint.delete("/<int:user_id>")
+    @blueprint.delete("/<number:user_id>")
     def remove_user(user_id: int) -> Response:
         version = _version_to_change() if "If-Match" in request.headers else None
         user_service.remove(current_caller(), user_id, version)
         return Response(status=204)
 
     return blueprint
+
+
+def _know_numbers(state: BlueprintSetupState) -> None:
+    state.app.url_map.converters["number"] = _NumberConverter
 
 
 def _representation(user: User) -> Response:
@@ -101,17 +122,16 @@ def _page_asked_for() -> tuple[int, int]:
 
 def _version_to_change() -> int | None:
     """The version that If-Match names, or None for `*`, which matches any."""
-    tags = request.if_match
-    if tags.star_tag:
+    field = request.headers.get("If-Match", "").strip()
+    if field == "*":
         return None
-    if not tags:
+    if not field:
         raise PreconditionRequired("Send If-Match with the ETag of the version that you read, or * to overwrite any.")
-    named = tags.as_set(include_weak=True)
-    if len(named) > 1:
-        raise ValidationFailed("If-Match takes one ETag here, or *.")
-    tag = next(iter(tags.as_set()), "")
-    version = _number(tag)
-    if version is None or tag != str(version):
+    etag = ETAG.fullmatch(field)
+    if etag is None:
+        raise ValidationFailed("If-Match takes one ETag in double quotes here, or *.")
+    version = _number(etag["tag"])
+    if etag["weak"] or version is None or etag["tag"] != str(version):
         raise PreconditionFailed("If-Match names no version of a user. Send the ETag as you got it.")
     return version
 

@@ -7,6 +7,7 @@ over to the next.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ WITHOUT_BODY: Final = frozenset({204, 304})
 
 TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 FIELD_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+LONGEST_SHOWN: Final = 64
+"""Characters of a field's name that an error repeats."""
 DIGITS: Final = re.compile(r"[0-9]{1,18}")
 
 MALFORMED_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -120,16 +123,22 @@ def believed_addresses(peer: str | None, forwarded_for: str, trusted_proxies: in
     """The value of X-Forwarded-For for the next hop: the address of the socket after those that trusted proxies added.
 
     `forwarded_for` is the field as it came in; each of our own `trusted_proxies` has added one entry on its right, and
-    whatever stands left of those is anybody's invention.
+    whatever stands left of those is anybody's invention. Entries are written without ports; where the farthest one
+    believed is no address, none is. So the first address of the result is the client whom the rate limit counts.
     """
-    claimed = [address.strip() for address in forwarded_for.split(",") if address.strip()]
-    believed = claimed[-trusted_proxies:] if trusted_proxies else []
-    return ", ".join([*believed, *([peer] if peer else [])])
+    believed = [_address(entry) for entry in forwarded_for.split(",")[-trusted_proxies:]] if trusted_proxies else []
+    if believed and believed[0] is None:
+        believed = []
+    return ", ".join(address for address in (*believed, peer) if address)
 
 
 def request_headers(headers: Iterable[tuple[str, str]], origin: Origin) -> Headers:
     """The fields of a request that go on to a backend, with `origin` told in X-Forwarded-*, X-Request-ID and
-    traceparent. Host and Content-Length are left to the client, Authorization stays here."""
+    traceparent. Host and Content-Length are left to the client, Authorization stays here.
+
+    Raises `ValidationFailed` for a field that no request may hold: a name that is not a token, a value with control
+    characters. Some servers let such fields in, and what follows a line break would be another request.
+    """
     told = _told(origin)
     replaced = REPLACED_IN_REQUESTS | {name.lower() for name, _ in told}
     if origin.traceparent is not None:
@@ -139,6 +148,11 @@ def request_headers(headers: Iterable[tuple[str, str]], origin: Origin) -> Heade
         for name, value in _end_to_end(headers)
         if name.lower() not in replaced and not name.lower().startswith("x-forwarded-")
     ]
+    for name, value in (*kept, *told):
+        if not _is_field(name, value):
+            raise ValidationFailed(
+                f"the header field {name[:LONGEST_SHOWN]!r} is malformed; correct it or leave it out"
+            )
     return (*kept, *told)
 
 
@@ -153,14 +167,30 @@ def response_headers(headers: Iterable[tuple[str, str]], status: int) -> Headers
     kept = [
         (name, value)
         for name, value in _end_to_end(headers)
-        if name.lower() not in REPLACED_IN_RESPONSES | {"content-length"}
-        and TOKEN.fullmatch(name)
-        and FIELD_VALUE.fullmatch(value)
+        if name.lower() not in REPLACED_IN_RESPONSES | {"content-length"} and _is_field(name, value)
     ]
     lengths = {value.strip() for name, value in headers if name.lower() == "content-length"}
     if len(lengths) == 1 and not chunked and status not in WITHOUT_BODY:
         kept += [("Content-Length", length) for length in lengths if DIGITS.fullmatch(length)]
     return tuple(kept)
+
+
+def _address(entry: str) -> str | None:
+    """The address in an entry of X-Forwarded-For, with or without a port; None when there is none."""
+    text = entry.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    else:
+        text = text.partition("%")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(address).partition("%")[0]
 
 
 def _origin_form(target: str) -> str:
@@ -207,6 +237,11 @@ def _end_to_end(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _is_hop_by_hop(name: str, dropped: frozenset[str]) -> bool:
     return name in dropped or name.startswith("proxy-")
+
+
+def _is_field(name: str, value: str) -> bool:
+    """Whether it is a header field as RFC 9110 has them (5.1, 5.5)."""
+    return TOKEN.fullmatch(name) is not None and FIELD_VALUE.fullmatch(value) is not None
 
 
 def _told(origin: Origin) -> Headers:

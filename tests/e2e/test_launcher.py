@@ -16,6 +16,8 @@ from tests.support.launched import Launched, is_alive, launched, prepare_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
+QUICKLY = 5.0
+"""Seconds in which a second start is ready."""
 AT_ONCE = 8.0
 """Seconds in which everything ends when nothing is under way."""
 
@@ -94,10 +96,22 @@ def test_the_next_start_is_quick_and_knows_its_user(
 
     started = time.monotonic()
     with launched(folder) as second:
-        record_property("seconds until ready", round(time.monotonic() - started, 2))
+        seconds = time.monotonic() - started
+        record_property("seconds until ready", round(seconds, 2))
 
+        assert QUICKLY > seconds
         assert password == second.value("password")
         assert "eyJ" in in_bash(second.commands[0], "echo $TOKEN")
+
+
+def test_what_a_test_starts_never_sees_the_database_of_whoever_runs_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "sqlite:////nowhere/of-somebody.db")
+    monkeypatch.setenv("LOGIN_RATE_LIMIT", "nonsense")
+    with launched(folder) as run:
+        assert (folder / "var" / "seawall.db").exists()
+        assert 200 == run.ask("GET", "/readyz").status
 
 
 def test_takes_what_is_configured(folder: Path) -> None:
@@ -105,6 +119,12 @@ def test_takes_what_is_configured(folder: Path) -> None:
     with launched(folder, {"RESILIENCE_ADMIN_TOKEN": token, "WEB_CONCURRENCY": "1", "LOG_FORMAT": "json"}) as run:
         assert token == run.value("admin token")
         assert 1 == run.text.count('"event":"Booting worker')
+
+
+def test_listens_on_the_loopback_of_ipv6(folder: Path) -> None:
+    with launched(folder, {"HOST": "::1"}) as run:
+        assert f"http://[::1]:{run.port}" == run.value("service")
+        assert "eyJ" in in_bash(run.commands[0], "echo $TOKEN")
 
 
 def test_starts_no_demo_backend_beside_configured_ones(folder: Path, running: Launched) -> None:

@@ -129,24 +129,23 @@ class TestResponses:
             assert 1 == len(server.requests)
 
     def test_hands_on_each_piece_when_it_arrives(self, make: Make) -> None:
-        gate = threading.Event()
+        first, second = threading.Event(), threading.Event()
 
         def script(conversation: Conversation) -> None:
             conversation.read_request()
             conversation.send(CHUNKED + b"6\r\ndata: \r\n")
-            assert gate.wait(5)
+            assert first.wait(5)
             conversation.send(b"20\r\nhalf of a chunk,")
-            gate.clear()
-            assert gate.wait(5)
+            assert second.wait(5)
             conversation.send(b" and its rest...\r\n0\r\n\r\n")
 
         with ScriptedServer(script) as server:
             body = get(make(server.url)).body
 
             assert b"data: " == next(body)
-            gate.set()
+            first.set()
             assert b"half of a chunk," == next(body)
-            gate.set()
+            second.set()
             assert b" and its rest..." == b"".join(body)
 
     @pytest.mark.parametrize(
@@ -363,8 +362,10 @@ class TestConnections:
 
             assert_nothing_is_lent(backend, 1)
 
-    @pytest.mark.parametrize("status", ["200 OK", "500 Broken"])
-    def test_an_interruption_of_any_kind_gives_the_connection_back(self, make: Make, status: str) -> None:
+    @pytest.mark.parametrize(("status", "counted"), [("200 OK", (0, 0, 1)), ("500 Broken", (0, 1, 0))])
+    def test_an_interruption_of_any_kind_gives_the_connection_back(
+        self, make: Make, status: str, counted: tuple[int, int, int]
+    ) -> None:
         class Interruption(BaseException):
             pass
 
@@ -380,7 +381,7 @@ class TestConnections:
                 with pytest.raises(Interruption):
                     next(response.body)
 
-            assert (0, 1, 0) == counts(backend)
+            assert counted == counts(backend)
             assert_nothing_is_lent(backend, 1)
 
 
@@ -746,3 +747,71 @@ with ScriptedServer(script) as server:
         )
 
         assert "2 [True, True] closed" == printed.strip()
+
+
+class TestFieldsThatCannotBeSent:
+    """A field that is refused while the head is being written must not leave its beginning for the next caller."""
+
+    BAD = (("X-Before", "the first caller's"), ("", "nameless"))
+
+    def test_a_refused_head_never_precedes_the_next_callers_request(self, make: Make) -> None:
+        with ScriptedServer(answer_all) as server:
+            backend = make(server.url, connections=1)
+            assert (200, b"ok") == read(backend, "/warm")
+
+            with pytest.raises(ValueError, match="Invalid header name"):
+                get(backend, "/first", self.BAD)
+            assert (200, b"ok") == read(backend, "/second")
+
+            assert ["/warm", "/second"] == [request.target for request in server.requests]
+            assert [("Host",)] * 2 == [tuple(name for name, _ in request.headers) for request in server.requests]
+            assert_nothing_is_lent(backend, 1)
+
+    def test_nor_when_it_is_refused_while_a_closed_connection_is_being_replaced(self, make: Make) -> None:
+        def script(conversation: Conversation) -> None:
+            conversation.read_request()
+            conversation.answer()
+            if conversation.number == 1:
+                conversation.reset()
+
+        with ScriptedServer(script) as server:
+            backend = make(server.url, connections=1)
+            assert (200, b"ok") == read(backend)
+            with pytest.raises(ValueError, match="Invalid header name"):
+                get(backend, "/first", self.BAD)
+
+            assert (200, b"ok") == read(backend, "/second")
+            assert "/second" == server.requests[-1].target
+            assert_nothing_is_lent(backend, 1)
+
+    def test_is_never_held_against_the_backend(self, make: Make) -> None:
+        with ScriptedServer(answer_all) as server:
+            backend = make(server.url, fail_max=2)
+
+            for _ in range(5):
+                with pytest.raises(ValueError, match="Invalid header name"):
+                    get(backend, "/", self.BAD)
+
+            assert "closed" == backend.circuit.current_state
+            assert (0, 0, 5) == counts(backend)
+            assert (200, b"ok") == read(backend)
+
+
+def test_a_connection_that_failed_is_not_used_again(make: Make) -> None:
+    def script(conversation: Conversation) -> None:
+        conversation.read_request()
+        if conversation.number > 1:
+            conversation.answer()
+
+    with ScriptedServer(script) as server:
+        backend = make(server.url, connections=1)
+        pool = backend._connections
+        used = pool.lend(0)
+        pool.take_back(used)
+
+        with pytest.raises(BackendFailed):
+            backend.forward("POST", "/", (), b"")
+
+        after = pool.lend(0)
+        pool.take_back(after)
+        assert after is not used

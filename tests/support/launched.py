@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -20,13 +21,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["Answer", "Launched", "free_ports", "is_alive", "launched", "prepare_folder"]
+__all__ = ["Answer", "Launched", "free_ports", "inherited_environment", "is_alive", "launched", "prepare_folder"]
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
 LAST_LINE = "Ctrl-C stops everything."
-# What is set where the tests run must not reach what they start.
-OWN_VARIABLES = ("SEAWALL_ENVIRONMENT", "TOKEN_SECRET", "RESILIENCE_ADMIN_TOKEN", "HOST", "WEB_CONCURRENCY")
+# What else is set where the tests run must not reach what they start: it may name a database that somebody needs.
+INHERITED = re.compile(r"PATH|HOME|TMPDIR|TZ|LANG|VIRTUAL_ENV|(LC_|PYTHON|COVERAGE).*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,16 @@ class Launched:
 
     def __init__(self, folder: Path, **variables: str) -> None:
         self.port, self.admin_port, self.demo_port = free_ports(3)
-        environment = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
-        environment.update(
-            PYTHONPATH=str(ROOT), PORT=str(self.port), ADMIN_PORT=str(self.admin_port), DEMO_PORT=str(self.demo_port)
-        )
+        # Sockets lie in it, whose paths must be short.
+        self._runtime_folder = tempfile.TemporaryDirectory(prefix="seawall-")
+        environment = {
+            **inherited_environment(),
+            "PYTHONPATH": str(ROOT),
+            "XDG_RUNTIME_DIR": self._runtime_folder.name,
+            "PORT": str(self.port),
+            "ADMIN_PORT": str(self.admin_port),
+            "DEMO_PORT": str(self.demo_port),
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "service", "run"],
             cwd=folder,
@@ -156,6 +163,7 @@ class Launched:
             self._reader.join(PATIENCE)
             if self.process.stdout is not None:
                 self.process.stdout.close()
+            self._runtime_folder.cleanup()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -181,6 +189,11 @@ def prepare_folder(folder: Path) -> Path:
     """Make `folder` one to start in: with the configuration, and nothing that an earlier run left."""
     shutil.copytree(ROOT / "config", folder / "config")
     return folder
+
+
+def inherited_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Those of the variables that what a test starts may have."""
+    return {name: value for name, value in environ.items() if INHERITED.fullmatch(name)}
 
 
 def free_ports(count: int) -> list[int]:

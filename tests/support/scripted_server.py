@@ -96,12 +96,14 @@ class Conversation:
 
 
 class ScriptedServer:
-    """Listens on 127.0.0.1 and runs `script` for each connection in a thread of its own; closes it afterwards."""
+    """Listens on `host` and runs `script` for each connection in a thread of its own; closes it afterwards."""
 
-    def __init__(self, script: Callable[[Conversation], object], *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, script: Callable[[Conversation], object], *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    ) -> None:
         self._script = script
         self._tls = tls
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.port: int = self._listener.getsockname()[1]
         self.conversations: list[Conversation] = []
         self._threads: list[threading.Thread] = []

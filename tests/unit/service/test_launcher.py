@@ -14,8 +14,9 @@ from service.administration import Accounts
 from service.data.users import SqlUserRepository
 from service.launcher import CannotStart, instructions, make_plan, run
 from service.services.users import parse_new_user
-from service.settings import SettingsError
+from service.settings import Settings, SettingsError
 from tests.support.database import migrated_sqlite, quick_hasher
+from tests.support.scripted_server import Conversation, ScriptedServer
 
 CONFIG = Path(__file__).parents[3] / "config"
 SECRET = "a secret of this test, long enough to be one"
@@ -89,6 +90,30 @@ class TestPlan:
     def test_puts_the_demo_backend_where_it_is_told(self) -> None:
         assert "127.0.0.1:9002" == make_plan({"DEMO_PORT": "9002"}).demo_address
 
+    @pytest.mark.parametrize("name", ["TOKEN_SECRET", "RESILIENCE_ADMIN_TOKEN"])
+    def test_makes_up_no_secret_that_a_file_gives(self, name: str, workplace: Path) -> None:
+        (workplace / "config" / "development.yaml").write_text(f"{name.lower()}: {SECRET}")
+
+        plan = make_plan({})
+
+        assert SECRET == getattr(plan.settings, name.lower()).get_secret_value()
+        assert name not in plan.environment
+        assert plan.settings == Settings.load(plan.environment)
+
+    def test_makes_up_no_secret_that_a_secret_file_gives(self, workplace: Path) -> None:
+        (workplace / "secret").write_text(SECRET)
+
+        plan = make_plan({"TOKEN_SECRET_FILE": "secret"})
+
+        assert SECRET == plan.settings.token_secret.get_secret_value()
+        assert "TOKEN_SECRET" not in plan.environment
+
+    def test_opens_no_admin_listener_that_is_not_wanted(self) -> None:
+        plan = make_plan({"RESILIENCE_ADMIN_TOKEN": "none"})
+
+        assert plan.settings.resilience_admin_token is None
+        assert "none" == plan.environment["RESILIENCE_ADMIN_TOKEN"]
+
     @pytest.mark.parametrize("port", ["0", "65536", "x", "-1", "1.5"])
     def test_refuses_a_demo_port_that_is_none(self, port: str) -> None:
         with pytest.raises(CannotStart, match="DEMO_PORT must be a port from 1 to 65535"):
@@ -155,10 +180,29 @@ def test_says_where_it_cannot_write(workplace: Path, capsys: pytest.CaptureFixtu
     assert "start where you may write" in capsys.readouterr().err
 
 
-def test_the_demo_backend_gets_no_secrets() -> None:
-    environment = launcher._demo_backend(make_plan({"PATH": "/bin", "GUNICORN_CMD_ARGS": "--reload"})).environment
+def test_the_demo_backend_gets_nothing_but_what_a_program_needs() -> None:
+    needed = {"PATH": "/bin", "HOME": "/root", "LANG": "C", "LC_ALL": "C", "PYTHONPATH": "/x", "VIRTUAL_ENV": "/v"}
+    secret = {
+        "GUNICORN_CMD_ARGS": "--reload",
+        "DATABASE_URL": "postgresql://user:password@host/name",
+        "RESILIENCE_STORAGE_URI": "redis://:password@host",
+        "TOKEN_SECRET_PREVIOUS": SECRET,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+    }
 
-    assert {"PATH": "/bin", "BACKENDS__demo": "http://127.0.0.1:8002"} == environment
+    environment = launcher._demo_backend(make_plan(needed | secret)).environment
+
+    assert needed == environment
+
+
+@pytest.mark.parametrize(("host", "listening"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "::1")])
+def test_asks_where_the_service_listens_whether_it_is_ready(host: str, listening: str) -> None:
+    def script(conversation: Conversation) -> None:
+        conversation.read_request()
+        conversation.answer()
+
+    with ScriptedServer(script, host=listening) as server:
+        assert launcher._is_ready(make_plan({"HOST": host, "PORT": str(server.port)}))
 
 
 class TestUser:
@@ -169,6 +213,16 @@ class TestUser:
         assert accounts.has_password("demo", password)
         assert password == launcher.PASSWORD_FILE.read_text().strip()
         assert 0o600 == stat.S_IMODE(launcher.PASSWORD_FILE.stat().st_mode)
+
+    def test_gets_a_password_where_an_interrupted_start_left_none(self, accounts: Accounts) -> None:
+        launcher.PASSWORD_FILE.write_text("")
+
+        password = launcher._prepare_user(accounts)
+
+        assert password is not None
+        assert password == launcher.PASSWORD_FILE.read_text().strip()
+        assert 0o600 == stat.S_IMODE(launcher.PASSWORD_FILE.stat().st_mode)
+        assert [launcher.PASSWORD_FILE] == list(launcher.WORKPLACE.glob("demo-password*"))
 
     def test_keeps_the_password_in_later_runs(self, accounts: Accounts) -> None:
         assert launcher._prepare_user(accounts) == launcher._prepare_user(accounts)

@@ -13,7 +13,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as some
 from pydantic import SecretStr, ValidationError
+from sqlalchemy import make_url
 
+from resilience import open_storage
+from resilience.notation import parse_limits
 from service.settings import Settings, SettingsError
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
@@ -82,6 +85,13 @@ def test_each_source_overrules_the_one_before(folder: Path, tmp_path: Path) -> N
         ("BACKENDS__DEMO", "https://demo.example", "backends", {"demo": "https://demo.example"}),
         ("BACKENDS", '{"demo": "http://[::1]:1/"}', "backends", {"demo": "http://[::1]:1/"}),
         ("DATABASE_URL", "postgresql+psycopg://u@h/d", "database_url", "postgresql+psycopg://u@h/d"),
+        (
+            "DATABASE_URL",
+            "postgresql://u:a/b?c#d@[::1]:5432/d?x=y",
+            "database_url",
+            "postgresql://u:a/b?c#d@[::1]:5432/d?x=y",
+        ),
+        ("DATABASE_URL", "postgresql:///d?host=/run", "database_url", "postgresql:///d?host=/run"),
     ],
 )
 def test_environment_variables_become_values(
@@ -165,6 +175,29 @@ def test_the_shipped_configuration_is_valid_in_every_environment() -> None:
         ({"DATABASE_URL": "mysql://h/d"}, "database_url .* sqlite:///"),
         ({"DATABASE_URL": "sqlite://"}, "database_url .* sqlite:///<path of a file>"),
         ({"DATABASE_URL": "sqlite:///:memory:"}, "database_url .* sqlite:///<path of a file>"),
+        ({"DATABASE_URL": "postgresql://u:pw@[::/x"}, r"database_url \(environment variable DATABASE_URL\): must be"),
+        ({"DATABASE_URL": "postgresql://u:pw@h:abc/x"}, "database_url .* a port from 1 to 65535"),
+        ({"DATABASE_URL": "postgresql://u:pw@h:65536/x"}, "database_url .* a port from 1 to 65535"),
+        ({"DATABASE_URL": "postgresql://u:p@w@h/x"}, "database_url .* percent-encode"),
+        ({"DATABASE_TIMEOUT": "0"}, "database_timeout .* greater than 0"),
+        ({"RATE_LIMIT": "10/second; 5/1 second"}, "rate_limit .* two of the same period"),
+        ({"RATE_LIMIT": "10/minute; 5/60 seconds"}, "rate_limit .* two of the same period"),
+        ({"LOGIN_RATE_LIMIT": "10/minute; 5/minute"}, "login_rate_limit .* two of the same period"),
+        ({"RATE_LIMIT": "100000001/second"}, "rate_limit .* 100000000"),
+        ({"RATE_LIMIT": "1 per 2 years"}, "rate_limit .* 366 days"),
+        ({"RATE_LIMIT_BURST": "100000001"}, "rate_limit_burst .* 100000000"),
+        ({"RESILIENCE_STORAGE_URI": "http://h"}, "resilience_storage_uri .* memory://"),
+        ({"RESILIENCE_STORAGE_URI": "redis://h:abc"}, "resilience_storage_uri .* memory://"),
+        ({"RESILIENCE_STORAGE_URI": "redis://h:0"}, "resilience_storage_uri .* memory://"),
+        ({"RESILIENCE_STORAGE_URI": "redis://h:65536/0"}, "resilience_storage_uri .* memory://"),
+        ({"RESILIENCE_STORAGE_URI": "redis://[::/0"}, "resilience_storage_uri .* memory://"),
+        ({"REQUEST_TIMEOUT": "0.09"}, "request_timeout .* greater than or equal to 0.1"),
+        ({"REQUEST_TIMEOUT": "86401"}, "request_timeout .* less than or equal to 86400"),
+        ({"BACKEND_READ_TIMEOUT": "1e9"}, "backend_read_timeout .* less than or equal to 86400"),
+        ({"DRAIN_DELAY": "1e9"}, "drain_delay .* less than or equal to 86400"),
+        ({"BACKENDS__a": "http://caf\xe9.example"}, "backends .* a must be http.* in ASCII"),
+        ({"BACKENDS__a": "http://a.example/caf\xe9"}, "backends .* a must be http.* in ASCII"),
+        ({"BACKENDS__a": "http://a.example/\x01"}, "backends .* a must be http"),
         ({"RATE_LIMIT": "often"}, "rate_limit .* 200/second"),
         ({"RATE_LIMIT": "0/second"}, "rate_limit .* 200/second"),
         ({"RESILIENCE_STORAGE_URI": "localhost:6379"}, "resilience_storage_uri .* memory://"),
@@ -222,6 +255,39 @@ def test_everything_that_is_wrong_is_reported_at_once(folder: Path) -> None:
     (folder / "development.yaml").write_text("prot: 80")
     message = refusal(folder, {"PORT": "x", "RATE_LIMIT": "often"})
     assert ["port", "prot", "rate_limit", "token_secret"] == sorted(re.findall(r"^  (\w+)", message, re.MULTILINE))
+
+
+@given(
+    amounts=some.lists(some.integers(1, 10**9), min_size=1, max_size=3),
+    periods=some.lists(some.integers(1, 10**8), min_size=3, max_size=3),
+    units=some.lists(
+        some.sampled_from(["second", "minutes", "hour", "days", "month", "years"]), min_size=3, max_size=3
+    ),
+    burst=some.none() | some.integers(1, 10**9),
+)
+def test_every_rate_that_is_accepted_can_be_limited_to(
+    amounts: list[int], periods: list[int], units: list[str], burst: int | None
+) -> None:
+    text = "; ".join(f"{amount} per {n} {unit}" for amount, n, unit in zip(amounts, periods, units, strict=False))
+    try:
+        accepted = Settings(token_secret=SecretStr(SECRET), rate_limit=text, rate_limit_burst=burst)
+    except ValidationError:
+        return
+    assert len(amounts) == len(parse_limits(accepted.rate_limit, burst=burst))
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "valkeys", "redis+unix", "valkey+unix", "unix"])
+def test_every_storage_that_is_accepted_can_be_opened(folder: Path, scheme: str) -> None:
+    place = "///run/socket" if scheme.endswith("unix") else "//:secret@[::1]:6379/0"
+    uri = load(folder, RESILIENCE_STORAGE_URI=f"{scheme}:{place}").resilience_storage_uri
+    assert open_storage(uri) is not None
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:a/b?c#d@[::1]:5432/d?x=y", "postgresql:///d", "postgresql://h", "postgresql://u@:5432/d"]
+)
+def test_every_database_that_is_accepted_can_be_read_by_what_opens_it(folder: Path, url: str) -> None:
+    assert "postgresql" == make_url(load(folder, DATABASE_URL=url).database_url).drivername
 
 
 HIDDEN = some.text(some.characters(codec="utf-8", exclude_characters="\0\r\n:"), min_size=0, max_size=60).map(

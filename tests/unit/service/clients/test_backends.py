@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import gevent
 import pytest
 from structlog.testing import capture_logs
 
-from service.clients.backends import build_backends
-from service.settings import Settings, SettingsError
+from service.clients.backends import CallerTooSlow, build_backends
+from service.errors import BackendFailed, BackendSaturated, BackendTimedOut
+from service.settings import Settings
 from tests.support.database import settings_for
 
 
@@ -43,7 +45,24 @@ def test_logs_when_a_circuit_changes() -> None:
     ]
 
 
-@pytest.mark.parametrize("url", ["http://caf\xe9.example", "http://a.example/caf\xe9"])
-def test_refuses_an_address_that_cannot_be_put_on_the_wire(url: str) -> None:
-    with pytest.raises(SettingsError, match="a must be ASCII; percent-encode the path"):
-        build_backends(settings(backends={"a": url}))
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (BackendFailed(), "open"),
+        (BackendTimedOut(), "open"),
+        (gevent.Timeout(), "open"),
+        (BackendSaturated(), "closed"),
+        (CallerTooSlow(), "closed"),
+        (ValueError(), "closed"),
+        (gevent.GreenletExit(), "closed"),
+    ],
+)
+def test_opens_the_circuit_for_what_the_backend_did_and_for_nothing_else(error: BaseException, state: str) -> None:
+    circuit = build_backends(settings(backends={"a": "http://a.example"}, backend_fail_max=1))["a"].circuit
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        circuit.call(fail)
+    assert state == circuit.current_state

@@ -256,3 +256,31 @@ def test_closing_twice_is_no_harm(database: SqliteDatabase) -> None:
     database.close()
     with pytest.raises(RuntimeError, match="closed"):
         database.write(storing("two"))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_file_that_is_no_longer_the_one_that_was_opened_is_noticed(
+    file: Path, database: SqliteDatabase, *, replaced: bool, used: bool
+) -> None:
+    database.ping(1)
+    if used:
+        database.write(storing("before"))
+    file.rename(file.with_suffix(".elsewhere"))
+    if replaced:
+        migrate(f"sqlite:///{file}")
+
+    with pytest.raises(DatabaseFailed, match="restart the service"):
+        database.ping(1)
+
+
+def test_a_writer_that_found_another_file_than_the_reader_is_noticed(file: Path, database: SqliteDatabase) -> None:
+    database.ping(1)
+    file.rename(file.with_suffix(".elsewhere"))
+    migrate(f"sqlite:///{file}")
+    database.write(lambda _: None)
+    file.unlink()
+    file.with_suffix(".elsewhere").rename(file)
+
+    with pytest.raises(DatabaseFailed, match="restart the service"):
+        database.ping(1)

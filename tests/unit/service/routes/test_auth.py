@@ -10,7 +10,7 @@ import flask
 import pytest
 from flask.testing import FlaskClient
 
-from resilience import MemoryStorage, RateLimiter
+from resilience import MemoryStorage, RateLimiter, Resilience
 from service.data.users import SqlUserRepository
 from service.model import Caller
 from service.routes.auth import create_auth_blueprint
@@ -30,7 +30,10 @@ def app(tmp_path: Path) -> Iterator[flask.Flask]:
     users, hasher = SqlUserRepository(database), quick_hasher()
     add_user(users, hasher, NewUser(name="Ann", email="ann@example.com", role="admin", password=PASSWORD))
     limiter = RateLimiter(f"{TRIES}/hour", name="login", storage=MemoryStorage())
-    yield application(create_auth_blueprint(AuthService(users, hasher, SIGNER), limiter))
+    app = application(create_auth_blueprint(AuthService(users, hasher, SIGNER), limiter))
+    Resilience(app, storage=MemoryStorage())  # the limiter asks it who is calling
+    yield app
+    app.extensions["resilience"].close()
     hasher.close()
     database.close()
 

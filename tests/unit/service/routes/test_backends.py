@@ -79,15 +79,33 @@ def test_passes_on_method_target_headers_and_body(method: str, client: FlaskClie
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"), [("", None), ("/", "/"), ("/a//b/", "/a//b/"), ("/?x", "/?x"), ("/caf%C3%A9", "/caf%C3%A9")]
+    ("path", "expected"),
+    [
+        ("", "/"),
+        ("?x", "/?x"),
+        ("/", "/"),
+        ("/?x", "/?x"),
+        ("/a//b/", "/a//b/"),
+        ("/caf%C3%A9", "/caf%C3%A9"),
+    ],
 )
-def test_redirects_only_where_the_slash_after_the_name_is_missing(
-    path: str, expected: str | None, client: FlaskClient, backend: RecordingBackend
+def test_redirects_nobody_to_a_host_that_the_caller_named(
+    path: str, expected: str, client: FlaskClient, backend: RecordingBackend
 ) -> None:
-    response = client.get(ROOT + path)
+    response = client.get(ROOT + path, headers={"Host": "evil.example"})
 
-    assert ([expected] if expected else []) == [target for _, target, _, _ in backend.calls]
-    assert (200 if expected else 308) == response.status_code
+    assert [expected] == [target for _, target, _, _ in backend.calls]
+    assert (200, None) == (response.status_code, response.headers.get("Location"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("HTTP_", "x"), ("HTTP_X Y", "x"), ("HTTP_X", "a\r\nHost: evil")])
+def test_refuses_a_malformed_field_before_the_backend_is_asked(
+    name: str, value: str, client: FlaskClient, backend: RecordingBackend
+) -> None:
+    with pytest.raises(ValidationFailed, match="header field"):
+        client.get(f"{ROOT}/x", environ_overrides={name: value})
+
+    assert [] == backend.calls
 
 
 def test_does_not_guess_what_two_slashes_after_the_name_mean(client: FlaskClient, backend: RecordingBackend) -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resilience.adapters.addresses import client_key
 from service.errors import NotFound, ValidationFailed
 from service.services.backends import (
     HOP_BY_HOP,
@@ -170,6 +171,14 @@ class TestBelievedAddresses:
             ("192.0.2.1", "invented, 203.0.113.9", 1, "203.0.113.9, 192.0.2.1"),
             ("192.0.2.1", "203.0.113.9,198.51.100.2", 2, "203.0.113.9, 198.51.100.2, 192.0.2.1"),
             ("192.0.2.1", "203.0.113.9", 2, "203.0.113.9, 192.0.2.1"),
+            ("192.0.2.1", "203.0.113.9:4711", 1, "203.0.113.9, 192.0.2.1"),
+            ("192.0.2.1", "[2001:db8::1]:4711", 1, "2001:db8::1, 192.0.2.1"),
+            ("192.0.2.1", "::ffff:203.0.113.9", 1, "203.0.113.9, 192.0.2.1"),
+            ("192.0.2.1", "invented, unknown", 1, "192.0.2.1"),
+            ("192.0.2.1", "invented, ", 1, "192.0.2.1"),
+            ("192.0.2.1", "unknown, 203.0.113.9", 2, "192.0.2.1"),
+            ("192.0.2.1", "203.0.113.9, unknown", 2, "203.0.113.9, 192.0.2.1"),
+            ("192.0.2.1", "a\r\nb", 1, "192.0.2.1"),
             (None, "", 0, ""),
         ],
     )
@@ -178,8 +187,51 @@ class TestBelievedAddresses:
     ) -> None:
         assert expected == believed_addresses(peer, claimed, trusted)
 
+    @given(
+        peer=st.sampled_from(["192.0.2.1", "2001:db8::9", "::ffff:192.0.2.1"]),
+        claimed=st.lists(
+            st.ip_addresses().map(str)
+            | st.ip_addresses(v=4).map("{}:4711".format)
+            | st.ip_addresses(v=6).map("[{}]:4711".format)
+            | st.sampled_from(["", " ", "unknown", "_hidden", "1.2.3", "fe80::1%eth0", "[", "]"]),
+            max_size=4,
+        ).map(",".join),
+        trusted=st.integers(0, 5),
+    )
+    def test_names_the_client_first_whom_the_rate_limit_counts(self, peer: str, claimed: str, trusted: int) -> None:
+        client = believed_addresses(peer, claimed, trusted).partition(",")[0]
+
+        assert client_key(peer, claimed, trusted) == client_key(client, None, 0)
+
 
 class TestRequestHeaders:
+    @pytest.mark.parametrize(
+        "field",
+        [
+            ("", "nameless"),
+            ("X Y", "a blank in the name"),
+            ("X:", "a colon"),
+            ("X-\xe9", "not ASCII"),
+            ("X\r\nHost", "a line break"),
+            ("X-Value", "a\r\nHost: evil"),
+            ("X-Value", "a\n b"),
+            ("X-Value", "a\x00b"),
+            ("X-Value", "\u20ac"),
+        ],
+    )
+    def test_refuses_a_field_that_no_request_may_hold(self, field: tuple[str, str]) -> None:
+        with pytest.raises(ValidationFailed, match="header field"):
+            request_headers((("X-Before", "a"), field), ORIGIN)
+
+    def test_refuses_a_host_that_is_none_before_it_is_told_to_anybody(self) -> None:
+        with pytest.raises(ValidationFailed, match="X-Forwarded-Host"):
+            request_headers((), Origin(clients="", scheme="http", host="a\nb"))
+
+    def test_passes_on_every_value_that_a_field_may_have(self) -> None:
+        sent = (("X-Value", "a\tb \xe9~"), ("X-Empty", ""), ("!#$%&'*+.^_`|~0-9Az", "1"))
+
+        assert sent == request_headers(sent, ORIGIN)[:3]
+
     def test_passes_on_what_is_meant_for_the_backend(self) -> None:
         sent = (("Accept", "text/plain"), ("Cookie", "a=1"), ("Content-Type", "text/csv"), ("X-Custom", "y"))
 
