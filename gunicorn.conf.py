@@ -1,8 +1,8 @@
 """gunicorn's side of the service. Every name here that gunicorn knows is one of its settings.
 
 What the service knows comes from its own settings; what only gunicorn knows comes from the environment variables
-KEEPALIVE, WORKER_TIMEOUT, WORKER_CONNECTIONS, MAX_REQUESTS, MAX_REQUESTS_JITTER and BACKLOG. GUNICORN_CMD_ARGS and the
-command line overrule this file.
+KEEPALIVE, SEND_TIMEOUT, WORKER_TIMEOUT, WORKER_CONNECTIONS, MAX_REQUESTS, MAX_REQUESTS_JITTER and BACKLOG.
+GUNICORN_CMD_ARGS and the command line overrule this file.
 """
 
 from __future__ import annotations
@@ -49,13 +49,20 @@ worker_connections = master.whole_number(
 )
 
 # Longer than the idle time of balancers (60 s is usual), so that it is they who close: a request that meets a close
-# is lost. Also bounds how long a request's head may take.
-keepalive = master.whole_number("KEEPALIVE", 65)
+# is lost. Also bounds how long a request's head may take, so it cannot be 0.
+keepalive = master.whole_number("KEEPALIVE", 65, least=1)
+master.send_timeout()  # read by the workers; a bad one must end the start here
 # A worker whose loop stands still for this long is killed. Requests have a timeout of their own.
 timeout = master.whole_number("WORKER_TIMEOUT", 30, least=2)
 graceful_timeout = math.ceil(settings.drain_delay + settings.graceful_timeout)
 max_requests = master.whole_number("MAX_REQUESTS", 0)
 max_requests_jitter = master.whole_number("MAX_REQUESTS_JITTER", max_requests // 10)
+
+# gunicorn_h1c takes lines that end with a bare LF, lines that go on in the next one, and fields without a name. What two
+# servers read differently lets one request hide in another.
+http_parser = "python"
+# A caller on this machine, or a proxy that passes everything on, must not move the root of the paths with SCRIPT_NAME.
+forwarder_headers = ""
 
 # No preload: the application is imported in each worker, after gevent has patched it.
 preload_app = False

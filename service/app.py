@@ -14,7 +14,8 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from resilience import Resilience, create_admin_blueprint
 from service import logs, problems
 from service.middleware.access_log import metered
-from service.middleware.chain import Middleware, build_chain, compose
+from service.middleware.chain import build_chain, compose
+from service.middleware.link import Middleware
 from service.routes import health
 from service.routes.auth import create_auth_blueprint
 from service.routes.backends import create_backends_blueprint
@@ -67,6 +68,8 @@ class Service(flask.Flask):
 
     def __init__(self, links: Sequence[Middleware] = ()) -> None:
         super().__init__("service", static_folder=None)
+        # Two slashes are not found. Werkzeug would send the caller to the host that the request names.
+        self.url_map.merge_slashes = False
         self._proceed = compose(links, super().full_dispatch_request)
 
     def full_dispatch_request(self) -> flask.Response:

@@ -5,23 +5,33 @@ structlog's events and the standard library's records (gunicorn's, SQLAlchemy's,
     {"timestamp":"2026-01-31T12:00:00.123Z","level":"info","event":"request","status":200,...}
 
 What callers send ends up in log values, so nothing in a value can end a line or reach a terminal as a control
-character. A line that cannot be written is dropped: a full disk must not become a failed request.
+character.
+
+Logging never makes a request wait. Lines for a pipe, a terminal or a socket are written by a native thread of their own;
+when nobody reads them and `LINES_WAITING` have gathered, further ones are dropped, and how many is logged once someone
+reads again. A line that cannot be written is dropped too: a full disk must not become a failed request.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import logging
 import os
 import re
+import select
+import stat
 import sys
 import time
+from _queue import Empty, SimpleQueue  # the native one, which gevent's patches leave alone
 from collections.abc import Callable, MutableMapping
 from types import TracebackType
 from typing import Any, Literal
 
 import orjson
 import structlog
+from gevent.monkey import get_original
 from gunicorn.glogging import Logger
 
 __all__ = ["GunicornLogger", "Style", "configure", "emit", "log_greenlet_crashes"]
@@ -36,6 +46,17 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 BEYOND_JSON = re.compile(r"[\x7f-\x9f\u2028\u2029]")
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 TRACEBACK_MARGIN = "  | "
+
+LINES_WAITING = 4096
+"""How many lines may wait for whoever reads them, in each process."""
+
+FLUSH = 1.0
+"""How long the end of the process waits for lines to be read, in seconds."""
+
+GATHER = 0.01
+"""How long a line waits for others, in seconds. To wake a thread for each would slow down the one that serves."""
+
+RETRY = 0.05
 
 METHOD_LEVELS = {"warn": "warning", "exception": "error", "fatal": "critical"}
 
@@ -73,13 +94,8 @@ def emit(level: str, event: Event, *, name: str | None = None) -> None:
     if LEVELS[level] < _threshold:
         return
     output = _Output(name)
-    line: Any = event
-    try:
-        for process in _processors:
-            line = process(output, level, line)
-    except structlog.DropEvent:
-        return
-    output.msg(line)
+    with contextlib.suppress(structlog.DropEvent):
+        output.msg(_render(output, level, event))
 
 
 class GunicornLogger(Logger):  # type: ignore[misc]  # gunicorn publishes no types
@@ -114,15 +130,111 @@ class _Output:
         self.name = name
 
     def msg(self, line: bytes) -> None:
-        try:
-            stream = sys.stdout.buffer
-            stream.write(line + b"\n")
-            stream.flush()
-        except (OSError, ValueError):
-            # The reader is gone, the disk full or the stream closed. There is nowhere left to complain.
-            return
+        _writer.write(line + b"\n")
 
     debug = info = warning = error = critical = exception = log = msg
+
+
+class _Writer:
+    """Puts lines on standard output without making anyone wait.
+
+    A file takes a line at once. Whatever else has a reader that may stand still: there a native thread waits for it.
+    Asking whether it is ready would not do, since other processes write to the same pipe.
+    """
+
+    def __init__(self) -> None:
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Forget everything, as a forked process must: the thread and what waits for it are its parent's."""
+        self._lines: SimpleQueue[Any] = SimpleQueue()
+        self._stream: Any = None
+        self._descriptor: int | None = None
+        self._has_thread = False
+        self._dropped = self._reported = 0
+
+    def write(self, line: bytes) -> None:
+        """Write `line`, at once or soon, or drop it."""
+        try:
+            stream = sys.stdout
+            if stream is not self._stream:
+                self._stream, self._descriptor = stream, _descriptor_to_wait_for(stream)
+            if self._descriptor is None:
+                stream.buffer.write(line)
+                stream.buffer.flush()
+                return
+        except (OSError, ValueError):
+            # The disk is full or the stream closed. There is nowhere left to complain.
+            return
+        if self._lines.qsize() >= LINES_WAITING:
+            self._dropped += 1
+            return
+        self._lines.put(line)
+        if not self._has_thread:
+            self._has_thread = True
+            get_original("_thread", "start_new_thread")(self._serve, ())
+
+    def flush(self, seconds: float = FLUSH) -> None:
+        """Wait until everything so far is written, at most `seconds`."""
+        if self._has_thread:
+            reached = get_original("_thread", "allocate_lock")()
+            reached.acquire()
+            self._lines.put(reached)
+            reached.acquire(timeout=seconds)
+
+    def _serve(self) -> None:
+        item = self._lines.get()
+        while True:
+            batch = b""
+            # What fits into PIPE_BUF arrives in one piece, however many processes write to the pipe.
+            while isinstance(item, bytes) and (not batch or len(batch) + len(item) <= select.PIPE_BUF):
+                batch += item
+                item = self._next()
+            if batch:
+                self._write_out(batch)
+                self._report_dropped()
+            if not isinstance(item, bytes):
+                if item is not None:
+                    item.release()
+                item = self._lines.get()
+                get_original("time", "sleep")(GATHER)
+
+    def _next(self) -> Any:
+        try:
+            return self._lines.get_nowait()
+        except Empty:
+            return None
+
+    def _report_dropped(self) -> None:
+        dropped = self._dropped
+        if dropped > self._reported:
+            event = {"event": "log lines dropped, nobody read them", "dropped": dropped - self._reported}
+            self._reported = dropped
+            self._write_out(_render(_Output("service.logs"), "warning", event) + b"\n")
+
+    def _write_out(self, lines: bytes) -> None:
+        descriptor = self._descriptor
+        while lines and descriptor is not None:
+            try:
+                lines = lines[os.write(descriptor, lines) :]
+            except BlockingIOError:  # whoever shares the descriptor has made it so
+                get_original("time", "sleep")(RETRY)
+            except OSError:  # the reader is gone
+                return
+
+
+def _descriptor_to_wait_for(stream: Any) -> int | None:
+    """The descriptor behind `stream`, or None when writing there never waits for a reader."""
+    try:
+        descriptor: int = stream.fileno()
+        return None if stat.S_ISREG(os.fstat(descriptor).st_mode) else descriptor
+    except (AttributeError, OSError, ValueError):  # a stream of a test or a closed one
+        return None
+
+
+_writer = _Writer()
+os.register_at_fork(after_in_child=_writer.start_anew)
+atexit.register(_writer.flush)
 
 
 class _StandardHandler(logging.Handler):
@@ -147,6 +259,14 @@ def _steps(style: Style) -> list[Processor]:
         _complete,
         *([_render_json] if style == "json" else [_escape_controls, _console_renderer()]),
     ]
+
+
+def _render(output: _Output, level: str, event: Event) -> bytes:
+    line: Any = event
+    for process in _processors:
+        line = process(output, level, line)
+    rendered: bytes = line
+    return rendered
 
 
 def _merge_context(logger: _Output, method: str, event: Event) -> Event:

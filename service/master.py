@@ -2,15 +2,18 @@
 
 Workers inherit the settings by fork. Were each to read the files itself, a file that is being edited when a worker is
 replaced at night would give one worker another configuration, or keep it from starting and take the service down.
-Nothing here may import the application: the master is not patched by gevent.
+Nothing here may import the application: the master is not patched by gevent. What only the application's parts can tell
+of new settings is found out in a process of its own, before workers that work are given up for them.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import pickle
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -28,11 +31,24 @@ __all__ = [
     "load_settings",
     "open_peer_directory",
     "remove_peer_directory",
+    "send_timeout",
     "settings",
     "whole_number",
 ]
 
 PEER_DIRECTORY = "PEER_DIRECTORY"
+
+TRIAL = """
+import pickle, sys
+from service.lifecycle import Lifecycle
+from service.settings import SettingsError
+from service.wiring import build_parts
+try:
+    build_parts(pickle.load(sys.stdin.buffer), lifecycle=Lifecycle())
+except SettingsError as error:
+    print(error)
+"""
+TRIAL_TIMEOUT = 20.0
 
 _log = structlog.get_logger("service.master")
 _settings: Settings | None = None
@@ -56,7 +72,10 @@ def load_settings() -> Settings:
     """
     global _settings
     try:
-        _settings = _read()
+        loaded = _read()
+        if _settings is not None:
+            _try_parts(loaded)
+        _settings = loaded
     except SettingsError as error:
         if _settings is None:
             refuse_to_start(str(error))
@@ -70,6 +89,23 @@ def _read() -> Settings:
     return loaded
 
 
+def _try_parts(loaded: Settings) -> None:
+    """Raise `SettingsError` when the application cannot be put together out of `loaded`."""
+    try:
+        trial = subprocess.run(  # noqa: S603 - this interpreter, with a program of this module's
+            [sys.executable, "-c", TRIAL],
+            input=pickle.dumps(loaded),
+            stdout=subprocess.PIPE,
+            check=False,  # what fails otherwise has other reasons than the settings
+            timeout=TRIAL_TIMEOUT,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        _log.warning("configuration not tried out", reason=type(error).__name__)
+        return
+    if reason := trial.stdout.decode(errors="replace").strip():
+        raise SettingsError(reason)
+
+
 def refuse_to_start(reason: str) -> NoReturn:
     """End the process with a message and without a stack."""
     sys.exit(f"seawall does not start: {reason}")
@@ -81,6 +117,11 @@ def whole_number(name: str, default: int, *, least: int = 0, environ: Mapping[st
     if not text.isascii() or not text.isdecimal() or int(text) < least:
         refuse_to_start(f"environment variable {name} must be a whole number from {least}")
     return int(text)
+
+
+def send_timeout() -> int:
+    """How many seconds a client may take nothing of its answer before it is cut. Ends a start with a bad number."""
+    return whole_number("SEND_TIMEOUT", 20, least=1)
 
 
 def generation() -> int:
@@ -104,7 +145,9 @@ def open_peer_directory() -> Path:
     directory = current.peer_directory
     if directory is None:
         base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-        directory = base / f"seawall-{os.geteuid()}-{os.getpid()}"
+        prefix = f"seawall-{os.geteuid()}-"
+        _remove_abandoned(base, prefix)
+        directory = base / f"{prefix}{os.getpid()}"
         _own_peer_directory = directory
     try:
         directory.mkdir(mode=0o700)
@@ -124,6 +167,24 @@ def remove_peer_directory() -> None:
     """Take away the folder, if it is the one named after this process."""
     if _own_peer_directory is not None:
         shutil.rmtree(_own_peer_directory, ignore_errors=True)
+
+
+def _remove_abandoned(base: Path, prefix: str) -> None:
+    """Remove this user's folders in `base` whose masters were killed before they could."""
+    for folder in base.glob(f"{prefix}*"):
+        pid = folder.name.removeprefix(prefix)
+        if pid.isdecimal() and folder.lstat().st_uid == os.geteuid() and not _lives(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no process id at all
+        return True
+    return True
 
 
 def _refuse_foreign(directory: Path) -> None:

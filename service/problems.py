@@ -7,18 +7,24 @@ document.
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections.abc import Mapping
+from email.utils import formatdate
+from http import HTTPStatus
 from typing import Any
 
 import flask
+import orjson
 import structlog
+from gunicorn.http import errors as parsing
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from resilience import CircuitOpen, RateLimited, Rejected
-from service import errors
+from service import errors, logs
 
-__all__ = ["MEDIA_TYPE", "problem_document", "register"]
+__all__ = ["MEDIA_TYPE", "problem_document", "refusal", "register"]
 
 MEDIA_TYPE = "application/problem+json"
 TYPE = "urn:seawall:problem:{code}"
@@ -39,6 +45,22 @@ BY_STATUS: Mapping[int, tuple[type[errors.ServiceError], str]] = {
     428: (errors.PreconditionRequired, "Send If-Match with the ETag of the version that you read."),
     429: (errors.TooManyRequests, "Too many requests. Wait before the next one."),
 }
+
+# What gunicorn refuses before there is a request, where the status is not 400. No detail repeats what was sent.
+REFUSALS: Mapping[type[Exception], tuple[HTTPStatus, str]] = {
+    parsing.LimitRequestLine: (HTTPStatus.REQUEST_URI_TOO_LONG, "The address is too long."),
+    parsing.LimitRequestHeaders: (
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "The header has too many fields, or fields that are too long.",
+    ),
+    parsing.ExpectationFailed: (HTTPStatus.EXPECTATION_FAILED, "Only the expectation 100-continue is known."),
+    parsing.ForbiddenProxyRequest: (HTTPStatus.FORBIDDEN, "This address may not speak the PROXY protocol."),
+    parsing.UnsupportedTransferCoding: (HTTPStatus.NOT_IMPLEMENTED, "The only transfer coding is chunked."),
+}
+# Of the same family in gunicorn, and nothing that the caller could mend.
+OUR_FAULTS = (parsing.ConfigurationProblem, parsing.InvalidResponseHeader, parsing.InvalidResponseHeaderName)
+UNREADABLE = HTTPStatus.BAD_REQUEST, "The request is not well-formed HTTP/1.1, or says in two ways where its body ends."
+FAULT = HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong on our side. The trace id finds it in the logs."
 
 _log = structlog.get_logger("service.problems")
 
@@ -80,6 +102,59 @@ def problem_document(error: errors.ServiceError, **members: Any) -> flask.Respon
         given = "token_given" in flask.g
         response.headers["WWW-Authenticate"] = f'{CHALLENGE}, error="invalid_token"' if given else CHALLENGE
     return response
+
+
+def refusal(error: Exception, request: Any, address: Any) -> bytes:
+    """The whole response, after which the connection closes, to what never reached the application. Logs it, too.
+
+    `error` is why, `request` gunicorn's request as far as there is one, `address` where the connection comes from.
+    """
+    status, detail = _refusal(error)
+    kind = errors.ValidationFailed if status < 500 else errors.Internal
+    trace_id, request_id = os.urandom(16).hex(), os.urandom(16).hex()
+    document = {
+        "type": TYPE.format(code=kind.code),
+        "title": kind.title if status in (kind.status, 400) else status.phrase,
+        "status": status.value,
+        "detail": detail,
+        "code": kind.code,
+        "trace_id": trace_id,
+        "request_id": request_id,
+    }
+    body = orjson.dumps(document)
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("unexpected error", trace_id=trace_id, request_id=request_id, exc_info=error)
+    line = {
+        "event": "request",
+        "method": getattr(request, "method", None),
+        "route": None,
+        "path": getattr(request, "path", None),
+        "client": address[0] if isinstance(address, tuple) else None,
+        "request_id": request_id,
+        "trace_id": trace_id,
+        "status": status.value,
+        "latency_ms": None,
+        "bytes": len(body),
+        "refused": type(error).__name__,
+    }
+    logs.emit("info", line)
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+        f"Date: {formatdate(time.time(), usegmt=True)}\r\n"
+        "Connection: close\r\n"
+        f"Content-Type: {MEDIA_TYPE}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        "Cache-Control: no-store\r\n"
+        f"X-Request-ID: {request_id}\r\n"
+        f"X-Trace-Id: {trace_id}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def _refusal(error: Exception) -> tuple[HTTPStatus, str]:
+    if isinstance(error, OUR_FAULTS) or not isinstance(error, ParseException):
+        return FAULT
+    return next((answer for kind, answer in REFUSALS.items() if isinstance(error, kind)), UNREADABLE)
 
 
 def _answer_service_error(error: errors.ServiceError) -> flask.Response:

@@ -10,17 +10,24 @@ Told to stop, it drains in this order, all within gunicorn's `graceful_timeout`:
 
 A worker that is being replaced (a reload, `max_requests`) or has lost its master skips the delay and the order:
 others answer in its place, and its own readiness would only mislead.
+
+No client holds anything for longer than it is worth: a request's head has `FIRST_HEAD` or `ADMIN_HEAD` seconds to arrive,
+a client that has stopped reading is cut after SEND_TIMEOUT, and a body that nobody has read is not read for its own sake.
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import contextvars
+import errno
 import fcntl
 import functools
 import os
 import resource
 import socket
+import ssl
+import struct
 import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,11 +42,13 @@ import gevent.socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.errors import AppImportError
+from gunicorn.http.body import LengthReader
 from gunicorn.sock import ssl_context
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
 from service import lifecycle, logs, master
+from service.middleware.chain import ON_ADMIN_LISTENER
 from service.settings import SettingsError
 
 __all__ = ["DrainingWorker", "connections_within", "raise_file_limit"]
@@ -56,6 +65,20 @@ FIRST_REQUEST_GRACE = 0.5
 RESERVE = 1.0
 """Kept of the graceful timeout for giving back, before the master kills."""
 
+FIRST_HEAD = 10
+"""How long the head of a connection's first request may take, in seconds. Later ones have `keepalive`."""
+
+ADMIN_HEAD = 5
+"""How long any request's head may take on the admin listener, whose few places are everybody's without a token."""
+
+LINGER = 1.0
+"""How long what a client still sends is thrown away before its connection is closed, in seconds."""
+
+LINGER_BYTES = 1_048_576
+SMALL_BODY = 65_536
+
+NO_LINGER = struct.pack("ii", 1, 0)  # SO_LINGER with no time: closing throws away what is still to be sent
+
 ADMIN_CONNECTIONS = 64
 ACCEPTED_AT_ONCE = 64
 MOST_CONNECTIONS = 16_384
@@ -67,12 +90,15 @@ class _Connection:
     """A client's connection and what it is doing."""
 
     socket: Any
+    listener: _Listener
     accepted: float
     waiting: bool = True
     """For a request, none of which has arrived."""
     requests: int = 0
     request: Any = None
     """gunicorn's, while it is being answered."""
+    left_unread: bool = False
+    """Whether the request was answered before its body was read, and the rest is not waited for."""
 
     def is_idle(self, now: float) -> bool:
         """Whether nobody loses anything when it closes."""
@@ -90,15 +116,28 @@ class _Connection:
 
 
 class _ConnectionSocket(gevent.socket.socket):
-    """A client's socket that tells when the first bytes of a request arrive."""
+    """A client's socket that tells when the first bytes of a request arrive, and does not wait for ever to send."""
 
     connection: _Connection | None = None
+    send_timeout: float | None = None
 
     def recv(self, *args: Any) -> bytes:
         data = super().recv(*args)
         if data and self.connection is not None:
             self.connection.waiting = False
         return data
+
+    def send(self, data: Any, *args: Any, **kwargs: Any) -> int:
+        """Send what the client takes. All other ways of sending come down to this one."""
+        self.settimeout(self.send_timeout)
+        try:
+            return super().send(data, *args, **kwargs)
+        except TimeoutError:
+            # Closing would leave the kernel with what is queued, and the client's window may stay shut.
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            raise ConnectionResetError(errno.ECONNRESET, "the client does not read") from None
+        finally:
+            self.settimeout(None)
 
 
 class _Server(StreamServer):
@@ -139,6 +178,13 @@ class _Listener:
         self.server.take_queued()
         self.server.close()
 
+    def make_room(self) -> None:
+        """When every place is taken, close the connection that has kept its own the longest without a request."""
+        if self.pool.full():
+            silent = [connection for connection in self.connections if connection.request is None]
+            if silent:
+                min(silent, key=lambda connection: connection.accepted).hang_up()
+
     def hang_up_idle(self) -> None:
         """Close the connections that wait for a request."""
         now = time.monotonic()
@@ -154,6 +200,8 @@ class DrainingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn publishes 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._generation = master.generation()
+        self.wsgi: Any = None
+        self._send_timeout = master.send_timeout()
         self._told_to_stop = False
         self._orphaned = False
         self._deadline = 0.0
@@ -171,6 +219,7 @@ class DrainingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn publishes 
             super().load_wsgi()
         except SettingsError as error:
             raise AppImportError(f"seawall does not start: {error}") from error
+        self.wsgi = functools.partial(self._call, self.wsgi)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On TERM: readiness turns at once, the rest follows in `run`."""
@@ -207,11 +256,13 @@ class DrainingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn publishes 
 
     def handle(self, listener: _Listener, client: Any, address: Any) -> None:
         """Serve one connection."""
-        connection = _Connection(client, time.monotonic())
+        connection = _Connection(client, listener, time.monotonic())
         if isinstance(client, _ConnectionSocket):
-            client.connection = connection
+            client.connection, client.send_timeout = connection, self._send_timeout
         greenlet = gevent.getcurrent()
         self._by_greenlet[greenlet] = connection
+        if listener.is_admin:
+            listener.make_room()
         listener.connections.add(connection)
         try:
             super().handle(listener, client, address)
@@ -221,10 +272,10 @@ class DrainingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn publishes 
 
     @contextmanager
     def timeout_ctx(self) -> Iterator[None]:
-        """Surrounds the wait for a request's head: at most `keepalive` seconds, silently."""
+        """Surrounds the wait for a request's head, which ends silently."""
         connection = self._by_greenlet[gevent.getcurrent()]
         connection.waiting = True
-        timeout = gevent.Timeout.start_new(self.cfg.keepalive)
+        timeout = gevent.Timeout.start_new(self._patience(connection))
         try:
             yield
         except gevent.Timeout as raised:
@@ -247,6 +298,37 @@ class DrainingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn publishes 
             contextvars.Context().run(super().handle_request, listener_name, request, sock, address)
         finally:
             connection.request = None
+            if connection.left_unread:
+                _linger(sock)
+
+    def handle_error(self, request: Any, client: Any, address: Any, error: BaseException) -> None:
+        """Answer what gunicorn itself refuses, or what failed outside the application, as the application would."""
+        if not isinstance(error, Exception) or isinstance(error, ssl.SSLError):
+            self.log.debug("Connection given up: %r", error)  # it was cut, or there is nobody to understand an answer
+            return
+        from service.problems import refusal  # not sooner: the master imports this module and must not import Flask
+
+        with contextlib.suppress(OSError):
+            client.sendall(refusal(error, request, address))
+            _linger(client)
+
+    def _patience(self, connection: _Connection) -> float:
+        longest: float = self.cfg.keepalive
+        if connection.listener.is_admin:
+            return min(ADMIN_HEAD, longest)
+        return longest if connection.requests else min(FIRST_HEAD, longest)
+
+    def _call(self, application: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        connection = self._by_greenlet[gevent.getcurrent()]
+        environ[ON_ADMIN_LISTENER] = connection.listener.is_admin
+
+        def start(*args: Any) -> Any:
+            if not _ends_at_hand(connection.request, connection.socket):
+                connection.left_unread = True
+                connection.request.force_close()
+            return start_response(*args)
+
+        return application(environ, start)
 
     def _watch_signals(self, hub: Any, stopping: gevent.event.Event) -> Any:
         # Python runs signal handlers between two of its own instructions, and an idle loop runs none. The interpreter
@@ -285,9 +367,9 @@ class DrainingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn publishes 
             if connection.request is not None:
                 # What has not been answered yet will say that no further request is taken on this connection.
                 connection.request.force_close()
+        if not self._is_replaced():
+            self._wait(self._is_replaced, until=min(deadline, time.monotonic() + delay))
         replaced = self._is_replaced()
-        if not replaced:
-            self._wait(lambda: False, until=min(deadline, time.monotonic() + delay))
         public = [listener for listener in self._listeners if not listener.is_admin]
         admin = [listener for listener in self._listeners if listener.is_admin]
         for group in [self._listeners] if replaced else [public, admin]:
@@ -341,11 +423,34 @@ def connections_within(files: int, *, reserve: int) -> int:
     return max(16, min(MOST_CONNECTIONS, files - reserve))
 
 
+def _ends_at_hand(request: Any, client: Any) -> bool:
+    """Whether the request's body has been read, or its little rest is there, so that the next request can follow."""
+    reader = request.body.reader
+    if not isinstance(reader, LengthReader):
+        return reader.parser is None  # of a chunked body
+    if reader.length == 0:
+        return True
+    here = reader.unreader.buf.getbuffer().nbytes + _unread_bytes(client.fileno())
+    return bool(reader.length <= min(here, SMALL_BODY))
+
+
+def _linger(client: Any) -> None:
+    """Say that nothing more comes, then throw away a little of what the client sends.
+
+    Closing at once would reset the connection, and the client might never see its answer.
+    """
+    taken = 0
+    with contextlib.suppress(OSError), gevent.Timeout(LINGER, False):  # type: ignore[arg-type]  # False: silently
+        client.shutdown(socket.SHUT_WR)
+        while taken < LINGER_BYTES and (data := client.recv(SMALL_BODY)):
+            taken += len(data)
+
+
 def _unread_bytes(descriptor: int) -> int:
     count = array.array("i", [0])
     try:
         fcntl.ioctl(descriptor, termios.FIONREAD, count)
-    except OSError:  # closed meanwhile
+    except (OSError, ValueError):  # closed meanwhile
         return 0
     return count[0]
 

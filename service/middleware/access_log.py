@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import flask
 
 from service import logs
-from service.middleware.chain import Proceed
 from service.middleware.current import current_request, current_scratch
+from service.middleware.link import Proceed
 from service.services.backends import believed_addresses
 
 if TYPE_CHECKING:

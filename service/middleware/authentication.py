@@ -7,8 +7,8 @@ from typing import Protocol
 import flask
 
 from service.errors import Unauthenticated
-from service.middleware.chain import Proceed
 from service.middleware.current import current_request
+from service.middleware.link import Proceed
 from service.model import Caller
 
 __all__ = ["Authentication", "Authenticator"]

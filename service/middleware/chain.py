@@ -7,18 +7,20 @@ to import, so that the gunicorn master can check names without loading the appli
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
+from service.middleware.link import Middleware, Proceed
 from service.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from flask import Response
-
     from service.middleware.authentication import Authenticator
     from service.middleware.rate_limit import Limiter
 
-__all__ = ["CHAIN", "Middleware", "Proceed", "build_chain", "compose", "refuse_unknown_names"]
+__all__ = ["CHAIN", "ON_ADMIN_LISTENER", "Middleware", "Proceed", "build_chain", "compose", "refuse_unknown_names"]
+
+ON_ADMIN_LISTENER = "seawall.on_admin_listener"
+"""Where the worker puts into a request's environment whether it came in on the admin listener."""
 
 CHAIN = (
     "request_id",
@@ -33,15 +35,6 @@ CHAIN = (
 """Outermost first. What is further out still runs when something further in fails: the id and the trace are fixed
 before anything is logged, every failure is turned into an answer inside the access log, and a request is turned away
 for its listener, its credentials or its rate before its body is read."""
-
-Proceed = Callable[[], "Response"]
-
-
-class Middleware(Protocol):
-    """One link of the chain."""
-
-    def __call__(self, proceed: Proceed) -> Response:
-        """Answer the current request, with the help of `proceed` or without."""
 
 
 def build_chain(settings: Settings, *, authenticator: Authenticator, limiter: Limiter) -> list[Middleware]:

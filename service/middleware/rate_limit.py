@@ -6,8 +6,8 @@ from typing import Protocol
 
 import flask
 
-from service.middleware.chain import Proceed
 from service.middleware.current import current_request
+from service.middleware.link import Proceed
 
 __all__ = ["Limiter", "RateLimit"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import flask
 import gevent
 
-from service.middleware.chain import Proceed
+from service.middleware.link import Proceed
 
 __all__ = ["Recovery"]
 

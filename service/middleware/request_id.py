@@ -8,8 +8,8 @@ import re
 import flask
 import structlog
 
-from service.middleware.chain import Proceed
 from service.middleware.current import current_request, current_scratch
+from service.middleware.link import Proceed
 
 __all__ = ["RequestId"]
 

@@ -6,7 +6,7 @@ import flask
 import gevent
 
 from service.errors import RequestTimedOut
-from service.middleware.chain import Proceed
+from service.middleware.link import Proceed
 
 __all__ = ["RequestTimeout"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import flask
 import structlog
 
-from service.middleware.chain import Proceed
 from service.middleware.current import current_request, current_scratch
+from service.middleware.link import Proceed
 
 __all__ = ["Parent", "Trace", "Tracing", "parse_traceparent"]
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import re
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from service import errors
 from service.data.migrate import migrate
 from tests.support.gunicorn import (
     ADMIN_TOKEN,
@@ -102,6 +107,128 @@ def test_a_malformed_chunked_body_is_a_problem_document(service: RunningService)
     )
     assert received.startswith(b"HTTP/1.1 400 ")
     assert b"application/problem+json" in received
+
+
+HOST = b"Host: x\r\n"
+MALFORMED: dict[str, tuple[bytes, int]] = {
+    "no request line": (b"nonsense\r\n\r\n", 400),
+    "a version of its own": (b"GET / HTTP/9.9\r\n" + HOST + b"\r\n", 400),
+    "a field without a name": (b"GET / HTTP/1.1\r\n" + HOST + b": <script>\r\n\r\n", 400),
+    "a folded field": (b"GET / HTTP/1.1\r\n" + HOST + b"X-A: b\r\n <script>\r\n\r\n", 400),
+    "a fold after the request line": (b"GET / HTTP/1.1\r\n X: <script>\r\n" + HOST + b"\r\n", 400),
+    "lines that end with a bare line feed": (b"GET /livez HTTP/1.1\nHost: x\n\n", 400),
+    "a field that ends with a bare line feed": (b"GET /livez HTTP/1.1\r\nHost: x\nA: b\r\n\r\n", 400),
+    "two lengths": (b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400),
+    "a length and chunks": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    "two hosts": (b"GET / HTTP/1.1\r\n" + HOST + HOST + b"\r\n", 400),
+    "a long address": (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414),
+    "many fields": (b"GET / HTTP/1.1\r\n" + HOST + b"A: b\r\n" * 200 + b"\r\n", 431),
+    "an expectation of its own": (b"GET / HTTP/1.1\r\n" + HOST + b"Expect: <script>\r\n\r\n", 417),
+    "a coding of its own": (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: br, chunked\r\n\r\n", 501),
+}
+
+
+@pytest.mark.parametrize(("request_bytes", "status"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_what_is_refused_before_there_is_a_request_is_a_problem_document_too(
+    service: RunningService, request_bytes: bytes, status: int
+) -> None:
+    head, _, body = raw(service, request_bytes).partition(b"\r\n\r\n")
+    document = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\nContent-Type: application/problem+json\r\n" in head
+    assert b"\r\nConnection: close\r\n" in head
+    assert status == document["status"]
+    assert document["code"] in errors.REGISTRY
+    assert {"type", "title", "detail", "trace_id", "request_id"} <= document.keys()
+    assert b"script" not in body
+    eventually(lambda: any(each["trace_id"] == document["trace_id"] for each in service.events("request")))
+    (event,) = [each for each in service.events("request") if each["trace_id"] == document["trace_id"]]
+    assert (status, None, "127.0.0.1") == (event["status"], event["route"], event["client"])
+
+
+def test_a_caller_does_not_move_the_root_of_the_paths(service: RunningService) -> None:
+    headers = {"SCRIPT_NAME": "/probe", "PATH_INFO": "/livez"}
+    check_problem(service.get("/probe/livez", headers), 404, 10002)
+
+
+def test_a_body_that_nobody_wanted_is_not_read(service: RunningService) -> None:
+    head = b"POST /api/v1/users HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
+        connection.sendall(head)
+        sent, most = 0, 20_000_000
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            while sent < most:
+                sent += connection.send(b"x" * 65536)
+        assert sent < most
+
+
+def test_a_stalled_body_that_nobody_wanted_does_not_keep_its_connection(service: RunningService) -> None:
+    head = b"POST /api/v1/users HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx"
+    started = time.monotonic()
+    received = raw(service, head)
+    assert received.startswith(b"HTTP/1.1 401 ")
+    assert b"\r\nConnection: close\r\n" in received
+    assert time.monotonic() - started < 2
+
+
+def test_a_small_body_that_is_there_does_not_cost_the_connection(service: RunningService) -> None:
+    connection = service.connect()
+    answers = [ask(connection, "POST", "/api/v1/users", "x" * 900) for _ in range(3)]
+    assert [(401, "keep-alive")] * 3 == [(answer.status, answer.headers["Connection"]) for answer in answers]
+
+
+def test_a_client_that_does_not_read_is_cut(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with running_service(tmp_path_factory.mktemp("deaf"), app=PROBE, send_timeout=1) as running:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            client.connect(("127.0.0.1", running.port))
+            client.settimeout(1)
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+            eventually(lambda: is_reset(client), within=6)
+        stream = running.get("/probe/stream?pause=0.3&count=8")
+        assert b"x" * 8 == stream.body
+
+
+def is_reset(client: socket.socket) -> bool:
+    return client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in (errno.ECONNRESET, errno.EPIPE)
+
+
+def test_silent_connections_do_not_take_the_admin_listener_away(service: RunningService) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            address = ("127.0.0.1", service.admin_port)
+            client = stack.enter_context(socket.create_connection(address, timeout=5))
+            client.sendall(b"GET /livez HTTP/1.1\r\n")
+        started = time.monotonic()
+        assert [200] * 10 == [service.get("/livez", admin=True).status for _ in range(10)]
+        assert time.monotonic() - started < 2
+
+
+def test_a_head_that_does_not_come_is_not_waited_for(service: RunningService) -> None:
+    with socket.create_connection(("127.0.0.1", service.admin_port), timeout=8) as client:
+        started = time.monotonic()
+        assert b"" == client.recv(1)
+        assert 4 < time.monotonic() - started < 7
+
+
+def test_on_a_unix_socket_the_host_field_does_not_choose_the_surface(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="run-") as folder:
+        options = f"--bind unix:{folder}/s --bind 127.0.0.1:{{port}} --bind 127.0.0.1:{{admin_port}}"
+        with running_service(tmp_path_factory.mktemp("unix"), app=PROBE, gunicorn_cmd_args=options) as running:
+            fields = f"Host: x:{running.admin_port}\r\nAuthorization: {ADMIN['Authorization']}\r\n"
+            for path, status in (("/admin/circuits", 404), ("/probe/in_flight", 200)):
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.settimeout(5)
+                    client.connect(f"{folder}/s")
+                    client.sendall(f"GET {path} HTTP/1.1\r\n{fields}\r\n".encode())
+                    assert client.recv(100).startswith(b"HTTP/1.1 %d " % status)
 
 
 def test_a_missing_token_is_a_problem_document_with_a_challenge(service: RunningService) -> None:

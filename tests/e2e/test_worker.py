@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import http.client
+import json
 import os
 import resource
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -268,11 +272,60 @@ def test_workers_that_have_lost_their_master_finish_and_end(tmp_path: Path) -> N
         eventually(lambda: not Path(f"/proc/{worker}").exists())
 
 
+def test_workers_that_lose_their_master_during_a_long_delay_do_not_wait_for_its_end(tmp_path: Path) -> None:
+    with running_service(tmp_path, app=PROBE, drain_delay=3600) as service:
+        (worker,) = service.workers
+        service.process.terminate()
+        eventually(lambda: service.get("/readyz").status == 503)
+        os.kill(service.pid, signal.SIGKILL)
+        eventually(lambda: not Path(f"/proc/{worker}").exists(), within=5)
+
+
+def test_a_log_that_nobody_reads_holds_up_neither_requests_nor_the_stop(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    with running_service(tmp_path, app=PROBE, stdout=writing, log_level="debug") as service:
+        os.close(writing)
+        connection = service.connect(timeout=3)
+        assert [404] * 300 == [ask(connection, "GET", "/nothing").status for _ in range(300)]
+        assert seconds_of(service.stop) < 6
+        assert 0 == service.process.returncode
+    os.close(reading)
+
+
+def test_lines_that_found_no_reader_are_counted_once_there_is_one(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    with running_service(tmp_path, stdout=writing, rate_limit_burst=10_000) as service:
+        os.close(writing)
+        connection = service.connect(timeout=3)
+        for _ in range(5000):
+            ask(connection, "GET", "/nothing")
+        written = InBackground(lambda: b"".join(iter(functools.partial(os.read, reading, 65536), b"")))
+        eventually(lambda: service.get("/livez").status == 200)
+        assert 0 == service.stop()
+        events = [json.loads(line) for line in written.result().splitlines()]
+        dropped = sum(event["dropped"] for event in events if event["event"].startswith("log lines dropped"))
+        requests = sum(event["event"] == "request" for event in events)
+        assert dropped > 0
+        assert 5000 == requests + dropped
+    os.close(reading)
+
+
+def test_folders_of_masters_that_were_killed_are_removed_at_the_next_start(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="run-") as runtime:
+        with running_service(tmp_path, xdg_runtime_dir=runtime) as killed:
+            pass
+        assert [f"seawall-{os.geteuid()}-{killed.pid}"] == [folder.name for folder in Path(runtime).iterdir()]
+        with running_service(tmp_path, xdg_runtime_dir=runtime) as service:
+            assert [f"seawall-{os.geteuid()}-{service.pid}"] == [folder.name for folder in Path(runtime).iterdir()]
+
+
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     with running_service(tmp_path, xdg_runtime_dir=tmp_path) as service:
         (folder,) = tmp_path.glob(f"seawall-*-{service.pid}")
         assert 0o700 == folder.stat().st_mode & 0o777
-        assert {f"{pid}.sock" for pid in service.workers} == {file.name for file in folder.iterdir()}
+        assert {str(pid) for pid in service.workers} == {file.name.partition(".")[0] for file in folder.iterdir()}
         service.stop()
         assert not folder.exists()
 
@@ -286,7 +339,11 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
         ("token_secret", "too-short-to-sign", "token_secret (environment variable TOKEN_SECRET)"),
         ("keepalive", "soon", "environment variable KEEPALIVE must be a whole number"),
         ("peer_directory", "/proc/1", "/proc/1 must be a folder of this user's"),
-        ("resilience_storage_uri", "ftp://too-short-to-sign", "resilience_storage_uri: must be memory:// or"),
+        (
+            "resilience_storage_uri",
+            "ftp://too-short-to-sign",
+            "resilience_storage_uri (environment variable RESILIENCE_STORAGE_URI): must be",
+        ),
     ],
 )
 def test_a_bad_setting_stops_the_start_with_its_name_and_without_a_stack(
@@ -299,12 +356,28 @@ def test_a_bad_setting_stops_the_start_with_its_name_and_without_a_stack(
     assert "too-short-to-sign" not in str(failure.value)
 
 
-def test_a_reload_with_a_bad_configuration_keeps_the_service_as_it_is(tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("testing-only-secret-of-more-than-32-bytes")
-    with running_service(tmp_path, token_secret_file=secret) as service:
+@pytest.mark.parametrize(
+    ("setting", "good", "bad"),
+    [
+        ("token_secret", "testing-only-secret-of-more-than-32-bytes", "short"),
+        ("rate_limit", "100/second", "1/second;2/second"),
+        ("rate_limit", "100/second", "99999999999999999999/second"),
+        ("rate_limit_burst", "400", "99999999999999999999"),
+        ("login_rate_limit", "10/minute", "1/minute;2/minute"),
+        ("resilience_storage_uri", "memory://", "ftp://127.0.0.1"),
+        ("resilience_storage_uri", "memory://", "redis://127.0.0.1:notaport/0"),
+        ("database_url", "", "postgresql://user@host:notaport/name"),
+        ("backends", '{"demo": "http://127.0.0.1:9"}', '{"demo": "http://127.0.0.1:notaport"}'),
+    ],
+)
+def test_a_reload_with_a_bad_configuration_keeps_the_service_as_it_is(
+    tmp_path: Path, setting: str, good: str, bad: str
+) -> None:
+    file = tmp_path / "setting"
+    file.write_text(good or f"sqlite:///{tmp_path / 'service.db'}")
+    with running_service(tmp_path, **{f"{setting}_file": file}) as service:
         before = service.workers
-        secret.write_text("short")
+        file.write_text(bad)
         service.signal(signal.SIGHUP)
         eventually(lambda: service.events("configuration not reloaded, the previous one stays"))
         eventually(lambda: service.workers and not set(before) & set(service.workers))

@@ -9,7 +9,7 @@ import flask
 
 from service import problems
 from service.app import Service
-from service.middleware.chain import Middleware, Proceed
+from service.middleware.link import Middleware, Proceed
 
 __all__ = ["Link", "serve"]
 

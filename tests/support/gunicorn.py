@@ -10,10 +10,12 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +26,6 @@ from service.data.database import open_database
 from service.data.migrate import migrate
 from service.data.users import SqlUserRepository
 from service.security.tokens import TokenSigner
-from service.settings import Settings
 from tests.support.database import settings_for
 
 __all__ = [
@@ -48,7 +49,9 @@ TOKEN_SECRET = "testing-only-secret-of-the-running-service"
 START = 20.0
 """Seconds that a start may take, on a machine with other things to do."""
 
-CONFIGURED = frozenset(name.upper() for name in Settings.model_fields) | {"SEAWALL_ENVIRONMENT", "SECRETS_DIR"}
+INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV")
+INHERITED_PREFIXES = ("PYTHON", "COVERAGE", "LC_", "LD_")
+"""What of this process's environment a service sees. Anything else might configure it."""
 
 
 class StartFailed(AssertionError):
@@ -79,6 +82,7 @@ class RunningService:
     log: Path
     database: Path
     probe: Path
+    runtime: Path
     _connections: list[http.client.HTTPConnection] = field(default_factory=list)
 
     @property
@@ -167,17 +171,21 @@ class RunningService:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait(10)
+        shutil.rmtree(self.runtime, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def running_service(
-    tmp_path: Path, *, app: str = "service.wsgi:app", **environment: object
+    tmp_path: Path, *, app: Any = "service.wsgi:app", stdout: Any = None, **environment: Any
 ) -> Iterator[RunningService]:
     """A service that is ready, with `environment` (names in any case) on top of what tests need.
 
+    It writes to the descriptor `stdout` if there is one, and to its log otherwise. GUNICORN_CMD_ARGS may
+    name {port} and {admin_port}.
+
     It ends when the block does, with whatever it has started. Raises `StartFailed` when it does not become ready.
     """
-    service = start_service(tmp_path, app=app, **environment)
+    service = start_service(tmp_path, app=app, stdout=stdout, **environment)
     try:
         wait_until_ready(service)
         yield service
@@ -185,13 +193,19 @@ def running_service(
         service.close()
 
 
-def start_service(tmp_path: Path, *, app: str = "service.wsgi:app", **environment: object) -> RunningService:
+def start_service(
+    tmp_path: Path, *, app: Any = "service.wsgi:app", stdout: Any = None, **environment: Any
+) -> RunningService:
     """A service that has just been started. The caller closes it."""
     port, admin_port = _free_ports(2)
     database, log, probe = tmp_path / "service.db", tmp_path / "service.log", tmp_path / "probe"
     probe.mkdir(exist_ok=True)
     migrate(f"sqlite:///{database}")
-    inherited = {name: value for name, value in os.environ.items() if name not in CONFIGURED}
+    inherited = {
+        name: value for name, value in os.environ.items() if name in INHERITED or name.startswith(INHERITED_PREFIXES)
+    }
+    # Not below tmp_path, which may be too long for the address of a socket.
+    runtime = tempfile.mkdtemp(prefix="run-")
     variables = {
         "SEAWALL_ENVIRONMENT": "testing",
         "DATABASE_URL": f"sqlite:///{database}",
@@ -201,19 +215,22 @@ def start_service(tmp_path: Path, *, app: str = "service.wsgi:app", **environmen
         "RESILIENCE_ADMIN_TOKEN": ADMIN_TOKEN,
         "TOKEN_SECRET": TOKEN_SECRET,
         "PROBE_DIRECTORY": probe,
+        "XDG_RUNTIME_DIR": runtime,
         **{name.upper(): value for name, value in environment.items()},
     }
+    arguments = str(variables.get("GUNICORN_CMD_ARGS", ""))
+    variables["GUNICORN_CMD_ARGS"] = arguments.format(port=port, admin_port=admin_port)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", app],
             cwd=ROOT,
             env={**inherited, **{name: str(value) for name, value in variables.items()}},
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            stdout=output if stdout is None else stdout,
+            stderr=output,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-    return RunningService(process, port, admin_port, log, database, probe)
+    return RunningService(process, port, admin_port, log, database, probe, Path(runtime))
 
 
 def wait_until_ready(service: RunningService) -> None:

@@ -72,21 +72,12 @@ def test_an_unknown_middleware_is_refused(tmp_path: Path, lifecycle: Lifecycle) 
         create(tmp_path, lifecycle, middleware_off=("nonsense",))
 
 
-@pytest.mark.parametrize("uri", ["ftp://user:secret@host", "redis://user:secret@host:port/0"])
-def test_a_storage_that_there_is_not_is_refused_without_repeating_its_address(
-    tmp_path: Path, lifecycle: Lifecycle, uri: str
+def test_a_storage_that_cannot_be_opened_is_refused_without_repeating_its_address(
+    tmp_path: Path, lifecycle: Lifecycle
 ) -> None:
     with pytest.raises(SettingsError, match="resilience_storage_uri: must be memory:// or") as refusal:
-        create(tmp_path, lifecycle, resilience_storage_uri=uri)
+        create(tmp_path, lifecycle, resilience_storage_uri="redis://user:secret@host/0?socket_timeout=long")
     assert "secret" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("setting", ["rate_limit", "login_rate_limit"])
-def test_a_rate_that_no_bucket_can_hold_is_refused_by_its_name(
-    tmp_path: Path, lifecycle: Lifecycle, setting: str
-) -> None:
-    with pytest.raises(SettingsError, match=f"^{setting}: "):
-        create(tmp_path, lifecycle, **{setting: "9" * 30 + "/second"})
 
 
 def test_each_configured_backend_has_a_circuit(tmp_path: Path, lifecycle: Lifecycle) -> None:
@@ -169,3 +160,10 @@ def test_a_public_view_is_one_that_says_so(tmp_path: Path, lifecycle: Lifecycle)
     app.add_url_rule("/closed", "closed", lambda: "hello")
     client = app.test_client()
     assert (200, 401) == (client.get("/open").status_code, client.get("/closed").status_code)
+
+
+def test_nobody_is_redirected_to_a_host_that_the_caller_named() -> None:
+    app = Service()
+    app.add_url_rule("/a/b", view_func=lambda: "found")
+    answer = app.test_client().get("/a//b", headers={"Host": "evil.example"})
+    assert (404, None) == (answer.status_code, answer.headers.get("Location"))

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import logging
+import os
 import re
+import select
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -155,6 +159,47 @@ def test_a_line_that_cannot_be_written_is_dropped(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sys.stdout", closed)
     structlog.get_logger().info("nobody reads this")
     assert "" == output.text()
+
+
+@contextlib.contextmanager
+def unread_pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Make a small pipe the standard output. Gives its reading end."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    with os.fdopen(writing, "w") as stream, monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", stream)
+        yield reading
+    os.close(reading)
+
+
+@pytest.mark.usefixtures("output")
+def test_lines_that_nobody_reads_hold_nobody_up_and_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    total = logs.LINES_WAITING + 500
+    numbers: list[int] = []
+    dropped, rest = 0, b""
+    with unread_pipe(monkeypatch) as pipe:
+        logs.configure()
+        for number in range(total):
+            structlog.get_logger().info("waiting", number=number)
+        logs._writer.flush(0.05)  # gives up, since nobody reads
+        while len(numbers) + dropped < total:
+            assert select.select([pipe], [], [], 5)[0], f"{len(numbers)} written and {dropped} dropped of {total}"
+            *lines, rest = (rest + os.read(pipe, 65536)).split(b"\n")
+            events = [json.loads(line) for line in lines]
+            dropped += sum(event.get("dropped", 0) for event in events)
+            numbers += [event["number"] for event in events if "number" in event]
+    assert sorted(numbers) == numbers
+    assert 0 < dropped <= 500
+
+
+@pytest.mark.usefixtures("output")
+def test_lines_for_a_pipe_keep_their_order_and_are_there_after_a_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    with unread_pipe(monkeypatch) as pipe:
+        logs.configure()
+        for number in range(5):
+            structlog.get_logger().info("read", number=number)
+        logs._writer.flush()
+        assert list(range(5)) == [json.loads(line)["number"] for line in os.read(pipe, 65536).splitlines()]
 
 
 def test_a_crash_of_a_greenlet_is_logged_with_its_stack(output: Output) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -8,20 +9,22 @@ import pydantic
 import pytest
 import werkzeug.exceptions
 from flask.testing import FlaskClient
+from gunicorn.http import errors as parsing
 from structlog.testing import capture_logs
 
-from resilience import CircuitBreaker, RateLimiter
+from resilience import CircuitBreaker, RateLimiter, Resilience
 from resilience.errors import Rejected
-from service import errors, problems
+from service import errors, logs, problems
 from service.middleware.trace import Trace
 
 SECRET = "SELECT password FROM users"
 
 
 def serve(view: Callable[[], Any]) -> FlaskClient:
-    """An application with nothing but the problem documents, whose only view is `view`."""
+    """An application with the library and the problem documents, whose only view is `view`."""
     app = flask.Flask("test")
     app.config["MAX_CONTENT_LENGTH"] = 10
+    Resilience(app)
     problems.register(app)
 
     @app.before_request
@@ -227,3 +230,47 @@ def test_what_the_caller_did_wrong_is_not_logged_as_a_failure() -> None:
 def test_an_answer_to_head_has_no_body() -> None:
     response = serve(raising(errors.NotFound())).head("/thing")
     assert (404, b"") == (response.status_code, response.data)
+
+
+def refused(error: Exception, request: object = None) -> tuple[bytes, dict[str, Any]]:
+    """The head and the document of the response to what never reached the application."""
+    head, _, body = problems.refusal(error, request, ("192.0.2.1", 4711)).partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
+    document: dict[str, Any] = json.loads(body)
+    return head, document
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (parsing.InvalidRequestLine("<script>"), 400, 10001),
+        (parsing.InvalidHeader("<script>"), 400, 10001),
+        (parsing.LimitRequestLine(9000, 8190), 414, 10001),
+        (parsing.LimitRequestHeaders("<script>"), 431, 10001),
+        (parsing.ExpectationFailed("<script>"), 417, 10001),
+        (parsing.ForbiddenProxyRequest("<script>"), 403, 10001),
+        (parsing.UnsupportedTransferCoding("<script>"), 501, 20000),
+        (parsing.ConfigurationProblem("<script>"), 500, 20000),
+        (parsing.InvalidResponseHeader("<script>"), 500, 20000),
+        (ValueError("<script>"), 500, 20000),
+    ],
+)
+def test_what_never_reached_the_application_is_answered_and_logged_in_the_same_form(
+    error: Exception, status: int, code: int
+) -> None:
+    logs.configure()
+    with capture_logs() as logged:
+        head, document = refused(error)
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert (status, code) == (document["status"], document["code"])
+    assert "script" not in str(document)
+    line = logged[-1]
+    assert ("request", None, status, "192.0.2.1") == (line["event"], line["route"], line["status"], line["client"])
+    assert (document["trace_id"], document["request_id"]) == (line["trace_id"], line["request_id"])
+    assert (status == 500) == any(entry["log_level"] == "error" for entry in logged)
+
+
+def test_no_two_refusals_have_the_same_ids() -> None:
+    documents = [refused(parsing.InvalidRequestLine(""))[1] for _ in range(2)]
+    assert 2 == len({document["trace_id"] for document in documents})
+    assert 2 == len({document["request_id"] for document in documents})

@@ -7,7 +7,8 @@ import flask
 import pytest
 
 from service.middleware import chain
-from service.middleware.chain import CHAIN, Proceed, build_chain, compose, refuse_unknown_names
+from service.middleware.chain import CHAIN, build_chain, compose, refuse_unknown_names
+from service.middleware.link import Proceed
 from service.model import Caller
 from service.settings import Settings, SettingsError
 

@@ -5,6 +5,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from service.lifecycle import Checks, Lifecycle
+from service.middleware.chain import ON_ADMIN_LISTENER
 from service.middleware.listener import Listener
 from service.middleware.recovery import Recovery
 from service.routes.health import create_blueprint
@@ -72,3 +73,11 @@ def test_a_hidden_path_looks_like_an_unknown_one(client: FlaskClient) -> None:
     assert unknown.json is not None
     assert {**unknown.json, "instance": ""} == {**hidden.json, "instance": ""}
     assert list(unknown.headers.keys()) == list(hidden.headers.keys())
+
+
+@pytest.mark.parametrize(("on_admin_listener", "port", "status"), [(False, ADMIN, 404), (True, PUBLIC, 200)])
+def test_what_the_worker_knows_counts_more_than_the_port(
+    client: FlaskClient, on_admin_listener: bool, port: str, status: int
+) -> None:
+    overrides = {ON_ADMIN_LISTENER: on_admin_listener, "SERVER_PORT": port}
+    assert status == client.get("/admin/circuits", environ_overrides=overrides).status_code

@@ -11,7 +11,7 @@ from resilience import RateLimiter, Resilience
 from service import errors, logs, problems
 from service.app import Service
 from service.middleware.access_log import AccessLog
-from service.middleware.chain import Middleware, Proceed
+from service.middleware.link import Middleware, Proceed
 from service.middleware.rate_limit import RateLimit
 from service.middleware.recovery import Recovery
 from tests.support.edge import serve

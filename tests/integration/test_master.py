@@ -169,3 +169,45 @@ def test_a_folder_that_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch
     configure(monkeypatch, peer_directory=tmp_path / "missing" / "peers")
     with pytest.raises(SystemExit, match="cannot be made"):
         master.open_peer_directory()
+
+
+def test_a_reload_is_tried_out_before_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(monkeypatch, port=1111)
+    before = master.load_settings()
+    unusable = before.model_copy(update={"rate_limit": "1/second;2/second"})  # as if the settings had let it pass
+    monkeypatch.setattr(Settings, "load", lambda: unusable)
+    with capture_logs() as logged:
+        assert master.load_settings() is before
+    assert "rate_limit" in logged[0]["reason"]
+
+
+def test_a_trial_that_takes_too_long_does_not_keep_the_settings_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(monkeypatch, port=1111)
+    master.load_settings()
+    configure(monkeypatch, port=2222)
+    monkeypatch.setattr(master, "TRIAL_TIMEOUT", 0.01)
+    with capture_logs() as logged:
+        assert 2222 == master.load_settings().port
+    assert ["TimeoutExpired"] == [entry["reason"] for entry in logged]
+
+
+def test_folders_of_masters_that_are_gone_are_removed_and_no_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    configure(monkeypatch)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    user = os.geteuid()
+    kept = {f"seawall-{user}-{os.getppid()}", f"seawall-{user}-notes", f"seawall-{user}1-{gone.pid}", "other"}
+    for name in {*kept, f"seawall-{user}-{gone.pid}"}:
+        (tmp_path / name).mkdir()
+    folder = master.open_peer_directory()
+    assert kept | {folder.name} == {each.name for each in tmp_path.iterdir()}
+    master.remove_peer_directory()
+
+
+def test_the_patience_with_a_client_that_does_not_read_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 20 == master.send_timeout()
+    monkeypatch.setenv("SEND_TIMEOUT", "3")
+    assert 3 == master.send_timeout()
