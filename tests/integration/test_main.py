@@ -8,7 +8,7 @@ import pytest
 
 from service.__main__ import main
 
-CONFIG = Path(__file__).parents[3] / "config"
+CONFIG = Path(__file__).parents[2] / "config"
 
 
 class Terminal(io.StringIO):
