@@ -67,6 +67,13 @@ def slow() -> dict[str, Any]:
     return {"pid": os.getpid()}
 
 
+@app.get("/probe/large")
+@public
+def large() -> flask.Response:
+    """More than the buffers between here and a client hold."""
+    return flask.Response(bytes(64 * 1024 * 1024), mimetype="application/octet-stream")
+
+
 @app.get("/probe/in_flight")
 @public
 def in_flight() -> dict[str, int]:
