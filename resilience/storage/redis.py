@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import re
-import threading
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ from redis.retry import Retry
 from resilience.core.limiter import Charge, Decision, Quota
 from resilience.errors import StorageBusy, StorageUnavailable
 from resilience.ports import Clock
+from resilience.storage.places import Places
 
 __all__ = ["RedisStorage"]
 
@@ -54,14 +54,15 @@ class RedisStorage:
         self._clock = clock
         self._patience = patience
         # Waiting for a place here and not in the pool: a crowd of callers is no sign that the server is in trouble.
-        self._places = threading.Semaphore(connections)
+        self._places = Places(connections)
         self._failures = 0
         self._pool = redis.ConnectionPool.from_url(
             _client_address(uri),
             max_connections=connections,
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
-            # The defaults of redis-py 8 try ten times with growing waits: 3.7 s for every call while the server is down.
+            # redis-py 8 tries a client made from a host name ten times, with growing waits: 3.5 s while nobody listens. One
+            # made from an address it does not, for now.
             retry=Retry(NoBackoff(), 0),
             health_check_interval=0,
         )

@@ -269,8 +269,11 @@ def test_a_frozen_server_costs_those_who_wait_in_line_nothing_more(server: Redis
 
 def test_when_all_connections_stay_in_use_the_caller_is_told_so(server: RedisServer) -> None:
     storage = RedisStorage(server.uri, connections=1, patience=0.01)
-    with storage._places, pytest.raises(StorageBusy, match="all connections of this process were in use"):
+    assert storage._places.acquire(timeout=0)
+    with pytest.raises(StorageBusy, match="all connections of this process were in use"):
         take(storage)
+    storage._places.release()
+    assert take(storage).allowed
 
 
 def test_an_address_is_shown_without_its_password() -> None:
