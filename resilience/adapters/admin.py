@@ -35,7 +35,11 @@ _SETTINGS = ("fail_max", "reset_timeout", "success_threshold", "half_open_max_ca
 
 
 def create_admin_blueprint(*, name: str = "resilience_admin", url_prefix: str = "/admin") -> Blueprint:
-    """The admin endpoint, to be registered on an application that has `Resilience`."""
+    """The admin endpoint, to be registered on an application that has `Resilience`.
+
+    `name` is the blueprint's name, `url_prefix` where it is mounted ("/admin"). Without an admin token, and on listeners
+    other than the admin port, its routes answer 404.
+    """
     blueprint = Blueprint(name, __name__, url_prefix=url_prefix)
     blueprint.before_request(_authorize)
 

@@ -204,9 +204,8 @@ def rate_limit(
     """Limit how often a function is called; see `RateLimiter` for the arguments.
 
     `name` defaults to the function's qualified name with its module, made unique where several functions or limits have
-    the same. Functions that are given one name share its
-    buckets. Usable before an application exists and outside requests. The limiter itself is the attribute `limiter` of
-    the decorated function.
+    the same. Functions that are given one name share its buckets. Usable before an application exists and outside
+    requests. The limiter itself is the attribute `limiter` of the decorated function.
     """
     if callable(limits):
         raise TypeError("rate_limit needs a limit: write @rate_limit('10/second')")
