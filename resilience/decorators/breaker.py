@@ -14,7 +14,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import pybreaker
@@ -26,7 +26,6 @@ from resilience.core.breaker import (
     OPEN,
     BreakerPolicy,
     Circuit,
-    Event,
     Outcome,
     Permit,
     Refusal,
@@ -36,6 +35,7 @@ from resilience.core.breaker import (
     retry_after,
     settle,
 )
+from resilience.decorators.window import FORCING, CircuitWindow
 from resilience.errors import Rejected
 from resilience.greenlets import INTERRUPTIONS
 from resilience.ports import Clock
@@ -48,7 +48,6 @@ T = TypeVar("T")
 
 Excluded = type[BaseException] | Callable[[Any], bool]
 
-_FORCING = {OPEN: Event.FORCE_OPEN, CLOSED: Event.FORCE_CLOSED, HALF_OPEN: Event.FORCE_HALF_OPEN}
 STILL_OPEN = "Timeout not elapsed yet, circuit breaker still open"  # in pybreaker's words, which callers may match
 
 _WITHIN_A_PROBE = Permit(-1, 0, 0.0)
@@ -109,54 +108,6 @@ class CircuitSnapshot(NamedTuple):
     not_permitted: int
 
 
-class _CircuitStorage(pybreaker.CircuitMemoryStorage):
-    """pybreaker's view of a circuit that lives in this process: a window, not a copy."""
-
-    def __init__(self, circuit: Circuit, clock: Clock) -> None:
-        pybreaker.CircuitBreakerStorage.__init__(self, "memory")
-        self._circuit = circuit
-        self._clock = clock
-
-    @property
-    def state(self) -> str:
-        return self._circuit.state
-
-    @state.setter
-    def state(self, state: str) -> None:
-        if state != self._circuit.state:
-            force(self._circuit, _FORCING[state], self._clock.seconds())
-
-    @property
-    def counter(self) -> int:
-        return self._circuit.failures
-
-    def increment_counter(self) -> None:
-        self._circuit.failures += 1
-
-    def reset_counter(self) -> None:
-        self._circuit.failures = 0
-
-    @property
-    def success_counter(self) -> int:
-        return self._circuit.successes
-
-    def increment_success_counter(self) -> None:
-        self._circuit.successes += 1
-
-    def reset_success_counter(self) -> None:
-        self._circuit.successes = 0
-
-    @property
-    def opened_at(self) -> datetime | None:
-        if self._circuit.state == CLOSED and not self._circuit.opened_at:
-            return None
-        return datetime.now(UTC) - timedelta(seconds=self._clock.seconds() - self._circuit.opened_at)
-
-    @opened_at.setter
-    def opened_at(self, moment: datetime) -> None:
-        self._circuit.opened_at = self._clock.seconds() - (datetime.now(UTC) - moment).total_seconds()
-
-
 class CircuitBreaker(pybreaker.CircuitBreaker):
     """A `pybreaker.CircuitBreaker` under which calls run side by side.
 
@@ -210,7 +161,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         super().__init__(
             exclude=exclude,
             listeners=listeners,
-            state_storage=state_storage or _CircuitStorage(self._circuit, clock),
+            state_storage=state_storage or CircuitWindow(self._circuit, clock),
             name=name,
             throw_new_error_on_trip=throw_new_error_on_trip,
         )
@@ -524,10 +475,10 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         self._policy = dataclasses.replace(self._policy, **changes)
 
     def _force(self, state: str) -> None:
-        if state not in _FORCING:
-            raise ValueError(f"Unknown state {state!r}, valid states: {', '.join(_FORCING)}")
+        if state not in FORCING:
+            raise ValueError(f"Unknown state {state!r}, valid states: {', '.join(FORCING)}")
         with self._state_lock:
-            self._transitions.append(force(self._circuit, _FORCING[state], self._seconds()))
+            self._transitions.append(force(self._circuit, FORCING[state], self._seconds()))
         self._publish()
 
     def _publish(self) -> None:
@@ -586,7 +537,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
             if seen == self._circuit.state:
                 return
             now = self._seconds()
-            self._transitions.append(force(self._circuit, _FORCING[seen], now))
+            self._transitions.append(force(self._circuit, FORCING[seen], now))
             if opened_at is not None:
                 self._circuit.opened_at = now - max(0.0, (datetime.now(UTC) - opened_at).total_seconds())
         self._publish()
