@@ -1,0 +1,91 @@
+"""Connections that another protocol has taken over: who calls their endpoints, and when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent
+
+from longconn import reasons, scoreboard
+from longconn.core.states import State
+from longconn.parking.connection import NEVER, SHORT_OF_ROOM, Connection
+from longconn.parking.lot import Lot
+from longconn.parking.poller import GONE, READABLE, WRITABLE
+from longconn.upgraded import Endpoint, UpgradedConnection, hand_over
+
+__all__ = ["Upgrading"]
+
+
+class Upgrading:
+    """Attends to the upgraded connections of one worker."""
+
+    def __init__(self, lot: Lot, log: Any) -> None:
+        self._lot = lot
+        self._log = log
+        self.leaves_at = 0.0
+        """When the worker's time is over, in seconds of the lot's clock; 0 while it stays."""
+
+    def upgrade(self, connection: Connection, endpoint: Endpoint) -> UpgradedConnection:
+        """Hand `connection` over to `endpoint`."""
+        upgraded = hand_over(connection, endpoint)
+        connection.deadline = NEVER
+        self._lot.tally[_kind_field(endpoint)] += 1
+        return upgraded
+
+    def begin(self, connection: Connection, upgraded: UpgradedConnection, rest: bytes) -> None:
+        """The application has returned: from here on the connection is the endpoint's, `rest` being its first bytes."""
+        connection.attached = upgraded
+        if rest:
+            self._lot.keep(connection, rest)
+        if self.leaves_at:
+            upgraded.drain(max(0.0, self.leaves_at - self._lot.now()))
+        self.attend(connection)
+
+    def attend(self, connection: Connection) -> None:
+        """Call the endpoint for what has happened."""
+        upgraded: UpgradedConnection = connection.attached
+        edges = connection.edges
+        arrived = bool(edges & (READABLE | GONE)) or bool(connection.pending)
+        room = bool(edges & WRITABLE and edges & SHORT_OF_ROOM)
+        if room:
+            connection.edges &= ~SHORT_OF_ROOM
+        connection.edges &= ~(READABLE | GONE)
+        try:
+            upgraded.attend(something_arrived=arrived, room=room)
+        except (gevent.GreenletExit, gevent.Timeout, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - an endpoint's fault ends its connection and nothing else
+            if not isinstance(error, OSError):
+                self._log.exception("An endpoint failed")
+            self._lot.close(connection, reasons.RESET if isinstance(error, OSError) else reasons.ERROR)
+            return
+        if connection.state != State.CLOSED:
+            self._stay(connection)
+
+    def _stay(self, connection: Connection) -> None:
+        lot = self._lot
+        if connection.slot < 0 and connection.deadline < NEVER:
+            lot.wheel.schedule(connection, connection.deadline)
+        edges = connection.edges
+        has_room = edges & WRITABLE and edges & SHORT_OF_ROOM
+        if edges & (READABLE | GONE) or has_room or not connection.attached.waits_again:
+            lot.call_again(connection)
+        else:
+            lot.rest(connection)
+
+    def closed(self, connection: Connection, reason: int) -> None:
+        """An upgraded connection has ended, whoever ended it: its endpoint hears of it."""
+        upgraded, connection.attached = connection.attached, None
+        upgraded = getattr(upgraded, "upgraded", None) or upgraded  # it may have ended before its application returned
+        if not isinstance(upgraded, UpgradedConnection):
+            return
+        self._lot.tally[_kind_field(upgraded.endpoint)] -= 1
+        try:
+            upgraded.endpoint.closed(upgraded, scoreboard.CLOSE_REASONS[reason])
+        except Exception:  # noqa: BLE001
+            self._log.exception("An endpoint failed when its connection closed")
+
+
+def _kind_field(endpoint: Endpoint) -> int:
+    kind = endpoint.kind if endpoint.kind in scoreboard.KIND_NAMES else "other"
+    return scoreboard.KINDS + scoreboard.KIND_NAMES.index(kind)
