@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check unit prove bench lock clean
+.PHONY: help run test check unit prove bench bench-worker lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/runtime ## start the service, its admin listener and a demo backend; Ctrl-C stops all
 	@exec $(BIN)/python -m service run
@@ -33,6 +33,9 @@ prove: $(VENV)/development ## the long proofs: load, chaos, soak
 
 bench: $(VENV)/development ## time the library beside its peers, in one run
 	$(BIN)/python -m bench
+
+bench-worker: $(VENV)/development ## the parking worker beside its peers: an hour, and the machine to itself
+	$(BIN)/python -m bench worker
 
 lock: $(VENV)/development ## pin the ranges of pyproject.toml, with hashes
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-package seawall \

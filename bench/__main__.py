@@ -1,4 +1,7 @@
-"""`python -m bench`: the library's tables. `python -m bench limiter`, `breaker` or `load`: those of one subject."""
+"""`python -m bench`: the library's tables. `python -m bench limiter`, `breaker` or `load`: those of one subject.
+
+`python -m bench worker`: the parking worker beside its peers; it has options of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,16 @@ from importlib.metadata import version
 
 SUBJECTS = ("limiter", "breaker")
 LOAD = "load"  # takes minutes and both processors, so only when asked for
+WORKER = "worker"  # likewise, for an hour
 PEERS = ("limits", "pybreaker", "gevent", "redis")
 
 
 def main() -> None:
     """Run what is asked for, the parts with greenlets in a process that gevent patched before anything was imported."""
+    if sys.argv[1:2] == [WORKER]:
+        import bench.worker.command
+
+        sys.exit(bench.worker.command.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("subjects", nargs="*", help=f"of {', '.join(SUBJECTS)}; all by default")
     parser.add_argument("--greenlets", action="store_true", help=argparse.SUPPRESS)
@@ -22,7 +30,9 @@ def main() -> None:
     subjects = arguments.subjects or list(SUBJECTS)
     unknown = set(subjects) - {*SUBJECTS, LOAD}
     if unknown:
-        parser.error(f"no such subject: {', '.join(sorted(unknown))}; choose from {', '.join((*SUBJECTS, LOAD))}")
+        parser.error(
+            f"no such subject: {', '.join(sorted(unknown))}; choose from {', '.join((*SUBJECTS, LOAD, WORKER))}"
+        )
     if LOAD in subjects:
         import bench.load
 
