@@ -11,14 +11,18 @@ import structlog
 from flask.json.provider import JSONProvider
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from longconn import metrics
+from longconn.worker import BOARD
 from resilience import Resilience, create_admin_blueprint
 from service import logs, problems
 from service.middleware.access_log import metered
 from service.middleware.chain import build_chain, compose
 from service.middleware.link import Middleware
+from service.middleware.listener import came_in_on_admin_listener
 from service.routes import health
 from service.routes.auth import create_auth_blueprint
 from service.routes.backends import create_backends_blueprint
+from service.routes.metrics import create_metrics_blueprint
 from service.routes.users import create_users_blueprint
 from service.services.backends import Backends
 from service.settings import Settings
@@ -92,14 +96,14 @@ def create_app(settings: Settings, parts: Parts | None = None) -> Service:
     parts = parts or build_parts(settings)
     app = Service(build_chain(settings, authenticator=parts.authenticator, limiter=parts.limiter))
     app.config["MAX_CONTENT_LENGTH"] = settings.body_limit
-    token = settings.resilience_admin_token
+    token = None if settings.resilience_admin_token is None else settings.resilience_admin_token.get_secret_value()
     Resilience(
         app,
         storage=parts.storage,
         trusted_proxies=settings.trusted_proxies,
         circuits=parts.circuits,
         limiters=(parts.limiter, parts.login_limiter),
-        admin_token=None if token is None else token.get_secret_value(),
+        admin_token=token,
         admin_port=settings.admin_port,
         peer_directory=settings.peer_directory,
     )
@@ -107,6 +111,15 @@ def create_app(settings: Settings, parts: Parts | None = None) -> Service:
     problems.register(app)  # after the library, whose own handler is plainer
     app.register_blueprint(health.create_blueprint(parts.checks, parts.lifecycle))
     app.register_blueprint(create_admin_blueprint(name="admin"))
+    if token is not None:
+        app.register_blueprint(
+            create_metrics_blueprint(
+                lambda: metrics.render(BOARD),
+                media_type=metrics.CONTENT_TYPE,
+                token=token,
+                on_admin_listener=lambda: came_in_on_admin_listener(flask.request.environ, settings.admin_port),
+            )
+        )
     app.register_blueprint(create_auth_blueprint(parts.auth, parts.login_limiter))
     app.register_blueprint(create_users_blueprint(parts.users))
     app.register_blueprint(

@@ -9,9 +9,11 @@
     ├── Conflict                10006  409
     ├── PayloadTooLarge         10007  413
     ├── UnsupportedMediaType    10008  415
+    ├── RequestTooSlow          10009  408
     ├── PreconditionFailed      10012  412
     ├── PreconditionRequired    10028  428
     ├── TooManyRequests         10029  429
+    ├── HeaderTooLarge          10031  431
     ├── Internal                20000  500
     ├── DatabaseFailed          20001  500
     ├── DatabaseBusy            20005  503
@@ -41,6 +43,7 @@ __all__ = [
     "DatabaseBusy",
     "DatabaseFailed",
     "Forbidden",
+    "HeaderTooLarge",
     "Internal",
     "MethodNotAllowed",
     "NotFound",
@@ -49,6 +52,7 @@ __all__ = [
     "PreconditionFailed",
     "PreconditionRequired",
     "RequestTimedOut",
+    "RequestTooSlow",
     "ServiceError",
     "TooManyRequests",
     "Unauthenticated",
@@ -129,6 +133,12 @@ class UnsupportedMediaType(ServiceError):
     code, status, title = 10008, 415, "Unsupported media type"
 
 
+class RequestTooSlow(ServiceError):
+    """The request did not arrive in the time that there is for it."""
+
+    code, status, title = 10009, 408, "Request too slow"
+
+
 class PreconditionFailed(ServiceError):
     """The resource has changed since the caller read it."""
 
@@ -145,6 +155,12 @@ class TooManyRequests(ServiceError):
     """The caller has used up its quota for now."""
 
     code, status, title = 10029, 429, "Too many requests"
+
+
+class HeaderTooLarge(ServiceError):
+    """The header of the request is larger than the service takes, or there are too many unfinished ones."""
+
+    code, status, title = 10031, 431, "Header too large"
 
 
 class Internal(ServiceError):

@@ -240,6 +240,9 @@ atexit.register(_writer.flush)
 class _StandardHandler(logging.Handler):
     """Brings records of the standard library into the same form."""
 
+    never_waits = True
+    """The worker detaches handlers that may make it wait from its loop. Lines leave here as all others do."""
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             event: Event = {"event": record.getMessage()}

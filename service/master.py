@@ -8,7 +8,6 @@ of new settings is found out in a process of its own, before workers that work a
 
 from __future__ import annotations
 
-import mmap
 import os
 import pickle
 import shutil
@@ -26,12 +25,10 @@ from service.middleware.chain import refuse_unknown_names
 from service.settings import Settings, SettingsError
 
 __all__ = [
-    "announce_reload",
-    "generation",
     "load_settings",
     "open_peer_directory",
+    "refuse_to_start",
     "remove_peer_directory",
-    "send_timeout",
     "settings",
     "whole_number",
 ]
@@ -53,7 +50,6 @@ TRIAL_TIMEOUT = 20.0
 _log = structlog.get_logger("service.master")
 _settings: Settings | None = None
 _own_peer_directory: Path | None = None
-_generation = mmap.mmap(-1, 8)  # shared with every worker that is forked later
 
 
 def settings() -> Settings:
@@ -117,21 +113,6 @@ def whole_number(name: str, default: int, *, least: int = 0, environ: Mapping[st
     if not text.isascii() or not text.isdecimal() or int(text) < least:
         refuse_to_start(f"environment variable {name} must be a whole number from {least}")
     return int(text)
-
-
-def send_timeout() -> int:
-    """How many seconds a client may take nothing of its answer before it is cut. Ends a start with a bad number."""
-    return whole_number("SEND_TIMEOUT", 20, least=1)
-
-
-def generation() -> int:
-    """How often the master has reloaded. A worker of an earlier generation has been replaced already."""
-    return int.from_bytes(_generation[:8], "little")
-
-
-def announce_reload() -> None:
-    """Tell the workers there are that the next ones take their place."""
-    _generation[:8] = (generation() + 1).to_bytes(8, "little")
 
 
 def open_peer_directory() -> Path:

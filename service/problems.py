@@ -21,6 +21,7 @@ from gunicorn.http import errors as parsing
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
+from longconn import errors as parking
 from resilience import CircuitOpen, RateLimited, Rejected
 from service import errors, logs
 
@@ -46,7 +47,7 @@ BY_STATUS: Mapping[int, tuple[type[errors.ServiceError], str]] = {
     429: (errors.TooManyRequests, "Too many requests. Wait before the next one."),
 }
 
-# What gunicorn refuses before there is a request, where the status is not 400. No detail repeats what was sent.
+# What never reaches the application. No detail repeats what was sent. gunicorn's first, where the status is not 400.
 REFUSALS: Mapping[type[Exception], tuple[HTTPStatus, str]] = {
     parsing.LimitRequestLine: (HTTPStatus.REQUEST_URI_TOO_LONG, "The address is too long."),
     parsing.LimitRequestHeaders: (
@@ -56,6 +57,32 @@ REFUSALS: Mapping[type[Exception], tuple[HTTPStatus, str]] = {
     parsing.ExpectationFailed: (HTTPStatus.EXPECTATION_FAILED, "Only the expectation 100-continue is known."),
     parsing.ForbiddenProxyRequest: (HTTPStatus.FORBIDDEN, "This address may not speak the PROXY protocol."),
     parsing.UnsupportedTransferCoding: (HTTPStatus.NOT_IMPLEMENTED, "The only transfer coding is chunked."),
+    # The worker's own.
+    parking.HeadTooSlow: (HTTPStatus.REQUEST_TIMEOUT, "The head of the request did not come in time. Send it at once."),
+    parking.BodyTooSlow: (HTTPStatus.REQUEST_TIMEOUT, "The body of the request came too slowly, or not at all."),
+    parking.BodyTooLarge: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large."),
+    parking.HeadsTooLarge: (
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "Too many bytes of unfinished headers are waiting here. Send the header at once.",
+    ),
+    parking.ClientConnectionsExceeded: (
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "This client has as many connections as one client may have. Use those.",
+    ),
+    parking.ConnectionRefused: (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "There is no room for this at the moment, or this process is about to end. Try again.",
+    ),
+    parking.RequestTooLong: (HTTPStatus.GATEWAY_TIMEOUT, "The request took too long. Ask for less at once."),
+}
+# The nearest of the registry, where the status has one of its own.
+KINDS: Mapping[HTTPStatus, type[errors.ServiceError]] = {
+    HTTPStatus.REQUEST_TIMEOUT: errors.RequestTooSlow,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: errors.PayloadTooLarge,
+    HTTPStatus.TOO_MANY_REQUESTS: errors.TooManyRequests,
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: errors.HeaderTooLarge,
+    HTTPStatus.SERVICE_UNAVAILABLE: errors.Overloaded,
+    HTTPStatus.GATEWAY_TIMEOUT: errors.RequestTimedOut,
 }
 # Of the same family in gunicorn, and nothing that the caller could mend.
 OUR_FAULTS = (parsing.ConfigurationProblem, parsing.InvalidResponseHeader, parsing.InvalidResponseHeaderName)
@@ -96,21 +123,20 @@ def problem_document(error: errors.ServiceError, **members: Any) -> flask.Respon
     response = app.response_class(app.json.dumps(document), document["status"], mimetype=MEDIA_TYPE)
     response.headers["Cache-Control"] = "no-store"
     if error.retry_after is not None:
-        # Whole seconds, never early, and never 0, which would have every client back at once.
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        response.headers["Retry-After"] = str(_whole_seconds(error.retry_after))
     if isinstance(error, errors.Unauthenticated):
         given = "token_given" in flask.g
         response.headers["WWW-Authenticate"] = f'{CHALLENGE}, error="invalid_token"' if given else CHALLENGE
     return response
 
 
-def refusal(error: Exception, request: Any, address: Any) -> bytes:
+def refusal(error: BaseException, request: Any, address: Any) -> bytes:
     """The whole response, after which the connection closes, to what never reached the application. Logs it, too.
 
     `error` is why, `request` gunicorn's request as far as there is one, `address` where the connection comes from.
     """
     status, detail = _refusal(error)
-    kind = errors.ValidationFailed if status < 500 else errors.Internal
+    kind = KINDS.get(status) or (errors.ValidationFailed if status < 500 else errors.Internal)
     trace_id, request_id = os.urandom(16).hex(), os.urandom(16).hex()
     document = {
         "type": TYPE.format(code=kind.code),
@@ -122,11 +148,12 @@ def refusal(error: Exception, request: Any, address: Any) -> bytes:
         "request_id": request_id,
     }
     body = orjson.dumps(document)
+    method = getattr(request, "method", None)
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("unexpected error", trace_id=trace_id, request_id=request_id, exc_info=error)
     line = {
         "event": "request",
-        "method": getattr(request, "method", None),
+        "method": method,
         "route": None,
         "path": getattr(request, "path", None),
         "client": address[0] if isinstance(address, tuple) else None,
@@ -134,10 +161,14 @@ def refusal(error: Exception, request: Any, address: Any) -> bytes:
         "trace_id": trace_id,
         "status": status.value,
         "latency_ms": None,
-        "bytes": len(body),
+        "bytes": 0 if method == "HEAD" else len(body),
         "refused": type(error).__name__,
     }
-    logs.emit("info", line)
+    # Who is turned away at the door may come a thousand times a second. The metrics count them.
+    turned_away = isinstance(error, parking.ConnectionRefused) and request is None
+    logs.emit("debug" if turned_away else "info", line)
+    wait = getattr(error, "retry_after", None)
+    retry_after = "" if wait is None else f"Retry-After: {_whole_seconds(wait)}\r\n"
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\n"
         f"Date: {formatdate(time.time(), usegmt=True)}\r\n"
@@ -145,16 +176,22 @@ def refusal(error: Exception, request: Any, address: Any) -> bytes:
         f"Content-Type: {MEDIA_TYPE}\r\n"
         f"Content-Length: {len(body)}\r\n"
         "Cache-Control: no-store\r\n"
+        f"{retry_after}"
         f"X-Request-ID: {request_id}\r\n"
         f"X-Trace-Id: {trace_id}\r\n\r\n"
     )
-    return head.encode() + body
+    return head.encode() + (b"" if method == "HEAD" else body)
 
 
-def _refusal(error: Exception) -> tuple[HTTPStatus, str]:
-    if isinstance(error, OUR_FAULTS) or not isinstance(error, ParseException):
+def _refusal(error: BaseException) -> tuple[HTTPStatus, str]:
+    if isinstance(error, OUR_FAULTS) or not isinstance(error, (ParseException, parking.Refusal)):
         return FAULT
     return next((answer for kind, answer in REFUSALS.items() if isinstance(error, kind)), UNREADABLE)
+
+
+def _whole_seconds(wait: float) -> int:
+    # Never early, and never 0, which would have every client back at once.
+    return max(1, math.ceil(wait))
 
 
 def _answer_service_error(error: errors.ServiceError) -> flask.Response:
@@ -206,7 +243,7 @@ def _answer_unreadable_body(_: ParseException) -> flask.Response:
 
 def _answer_rejection(error: Rejected) -> flask.Response:
     wait = error.retry_after
-    advice = "Waiting does not help." if wait is None else f"Try again in {max(1, math.ceil(wait))} s."
+    advice = "Waiting does not help." if wait is None else f"Try again in {_whole_seconds(wait)} s."
     if isinstance(error, RateLimited):
         return problem_document(
             errors.TooManyRequests(f"The limit {error.policy} is used up. {advice}", retry_after=wait),

@@ -229,7 +229,7 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = "info"
     log_format: Annotated[Literal["json", "console"], BeforeValidator(_lower)] = "json"
 
-    drain_delay: SecondsOrZero = 0.0
+    drain_delay: Annotated[SecondsOrZero, Field(le=3600)] = 0.0
     """How long the listener stays open after readiness has turned 503, so that balancers can notice."""
     graceful_timeout: Seconds = 20.0
     """How long requests in flight may take after that. A platform's own patience must exceed the sum of both."""

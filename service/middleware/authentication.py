@@ -15,7 +15,7 @@ __all__ = ["Authentication", "Authenticator"]
 
 SCHEME = "bearer"
 # Probes carry no credentials; the admin surface has a token of its own.
-OPEN_BLUEPRINTS = frozenset({"admin", "health"})
+OPEN_BLUEPRINTS = frozenset({"admin", "health", "metrics"})
 
 
 class Authenticator(Protocol):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CHAIN", "ON_ADMIN_LISTENER", "Middleware", "Proceed", "build_chain", "compose", "refuse_unknown_names"]
 
-ON_ADMIN_LISTENER = "seawall.on_admin_listener"
-"""Where the worker puts into a request's environment whether it came in on the admin listener."""
+ON_ADMIN_LISTENER = "longconn.reserved_listener"
+"""Where the worker puts into a request's environment whether it came in on the reserved listener: the admin listener."""
 
 CHAIN = (
     "request_id",

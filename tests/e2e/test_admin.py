@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.launched import Launched, launched, prepare_folder
 
@@ -107,3 +108,13 @@ def test_a_killed_worker_is_replaced_and_forgotten(run: Launched) -> None:
     os.kill(killed, signal.SIGKILL)
     workers = wait_for_workers(run, without=killed)
     assert (WORKERS, False) == (len(workers), killed in workers)
+
+
+def test_metrics_of_all_workers_come_from_any_of_them(run: Launched) -> None:
+    workers = {str(pid) for pid in wait_for_workers(run)}
+    for _ in range(10):
+        answer = ask(run, "GET", "/metrics")
+        families = {family.name: family.samples for family in text_string_to_metric_families(answer.body.decode())}
+        states = {sample.labels["state"]: sample.value for sample in families["longconn_workers"]}
+        assert (200, WORKERS) == (answer.status, states["serving"])
+        assert workers == {sample.labels["worker"] for sample in families["longconn_open_connections"]}

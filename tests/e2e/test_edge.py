@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
 import json
 import re
 import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from service import errors
 from service.data.migrate import migrate
@@ -166,7 +169,7 @@ def test_a_body_that_nobody_wanted_is_not_read(service: RunningService) -> None:
 
 
 def test_a_stalled_body_that_nobody_wanted_does_not_keep_its_connection(service: RunningService) -> None:
-    head = b"POST /api/v1/users HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx"
+    head = b"POST /api/v1/users HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx"
     started = time.monotonic()
     received = raw(service, head)
     assert received.startswith(b"HTTP/1.1 401 ")
@@ -175,13 +178,18 @@ def test_a_stalled_body_that_nobody_wanted_does_not_keep_its_connection(service:
 
 
 def test_a_small_body_that_is_there_does_not_cost_the_connection(service: RunningService) -> None:
-    connection = service.connect()
-    answers = [ask(connection, "POST", "/api/v1/users", "x" * 900) for _ in range(3)]
-    assert [(401, "keep-alive")] * 3 == [(answer.status, answer.headers["Connection"]) for answer in answers]
+    request = b"POST /api/v1/users HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n" + b"x" * 900
+    with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
+        for _ in range(3):
+            connection.sendall(request)  # in one piece, so that the body is there when the head is
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            response.read()
+            assert (401, "keep-alive") == (response.status, response.headers["Connection"])
 
 
 def test_a_client_that_does_not_read_is_cut(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with running_service(tmp_path_factory.mktemp("deaf"), app=PROBE, send_timeout=1) as running:
+    with running_service(tmp_path_factory.mktemp("deaf"), app=PROBE, longconn_write_timeout=1) as running:
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             client.connect(("127.0.0.1", running.port))
@@ -206,11 +214,121 @@ def test_silent_connections_do_not_take_the_admin_listener_away(service: Running
         assert time.monotonic() - started < 2
 
 
-def test_a_head_that_does_not_come_is_not_waited_for(service: RunningService) -> None:
-    with socket.create_connection(("127.0.0.1", service.admin_port), timeout=8) as client:
-        started = time.monotonic()
-        assert b"" == client.recv(1)
-        assert 4 < time.monotonic() - started < 7
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    patience = {"longconn_head_timeout": 1, "longconn_body_timeout": 1, "keepalive": 2}
+    folder = tmp_path_factory.mktemp("strict")
+    with running_service(folder, app=PROBE, **patience, longconn_max_body=5000, body_limit=10_000) as running:
+        yield running
+
+
+def check_refusal(response: bytes, status: int, code: int) -> None:
+    head, _, body = response.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\nContent-Type: application/problem+json\r\n" in head
+    assert b"\r\nConnection: close\r\n" in head
+    document = json.loads(body)
+    assert (status, code) == (document["status"], document["code"])
+    assert {"type", "title", "detail", "trace_id", "request_id"} <= document.keys()
+
+
+def exchange(port: int, sent: bytes) -> tuple[bytes, float]:
+    """What a connection answers to these bytes until it is closed, and after how many seconds that is."""
+    started = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=8) as client:
+        client.sendall(sent)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    return received, time.monotonic() - started
+
+
+@pytest.mark.parametrize("admin", [False, True])
+def test_a_head_that_does_not_come_is_not_waited_for(strict: RunningService, admin: bool) -> None:
+    response, seconds = exchange(strict.admin_port if admin else strict.port, b"GET /livez HTTP/1.1\r\n")
+    check_refusal(response, 408, 10009)
+    assert 0.9 < seconds < 4
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(strict: RunningService) -> None:
+    fields = b"Host: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
+    response, seconds = exchange(strict.port, b"POST /probe/echo HTTP/1.1\r\n" + fields + b"\r\n[")
+    check_refusal(response, 408, 10009)
+    assert 0.9 < seconds < 4
+
+
+def test_the_rest_of_a_small_body_that_nobody_wanted_is_waited_for_no_longer(strict: RunningService) -> None:
+    head = b"POST /api/v1/users HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx"
+    received, seconds = exchange(strict.port, head)
+    assert received.startswith(b"HTTP/1.1 401 ")
+    assert 1 == received.count(b"HTTP/1.1 ")
+    assert seconds < 4
+
+
+def test_a_body_beyond_the_worker_s_own_limit_does_not_reach_the_application(strict: RunningService) -> None:
+    fields = b"Host: x\r\nContent-Type: application/json\r\nContent-Length: 5001\r\n"
+    response, _ = exchange(strict.port, b"POST /probe/echo HTTP/1.1\r\n" + fields + b"\r\n")
+    check_refusal(response, 413, 10007)
+
+
+def test_a_connection_without_a_request_is_closed_after_its_time(strict: RunningService) -> None:
+    for sent in (b"", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"):
+        _, seconds = exchange(strict.port, sent)
+        assert 1.5 < seconds < 6
+
+
+def test_who_finds_no_room_is_told_so(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("small")
+    with running_service(folder, app=PROBE, worker_connections=4) as small, contextlib.ExitStack() as stack:
+        for _ in range(4):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", small.port), timeout=5))
+            client.sendall(b"GET /probe/slow?seconds=20 HTTP/1.1\r\nHost: x\r\n\r\n")
+        eventually(lambda: sample(small, "longconn_open_connections") == 5)  # and the one that asks
+        response, _ = exchange(small.port, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        check_refusal(response, 503, 20009)
+        assert b"\r\nRetry-After: 1\r\n" in response
+        assert 200 == small.get("/livez", admin=True).status
+
+
+def test_a_client_with_many_connections_is_told_to_use_them(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("each")
+    with running_service(folder, longconn_max_connections_per_client=2) as each:
+        kept = [each.connect() for _ in range(2)]
+        eventually(lambda: [200, 200] == [ask(connection, "GET", "/livez").status for connection in kept])
+        response, _ = exchange(each.port, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        check_refusal(response, 429, 10029)
+        assert b"\r\nRetry-After: 1\r\n" in response
+        assert 200 == each.get("/livez", admin=True).status
+
+
+def metrics(service: RunningService) -> Answer:
+    return service.get("/metrics", ADMIN, admin=True)
+
+
+def sample(service: RunningService, name: str) -> float:
+    """The sum of a metric over its labels."""
+    families = text_string_to_metric_families(metrics(service).body.decode())
+    return sum(each.value for family in families for each in family.samples if each.name == name)
+
+
+def test_metrics_are_for_whoever_has_the_admin_token(service: RunningService) -> None:
+    answer = metrics(service)
+    assert (200, "text/plain; version=0.0.4; charset=utf-8") == (answer.status, answer.headers["Content-Type"])
+    check_problem(service.get("/metrics", admin=True), 401, 10003)
+    check_problem(service.get("/metrics", ADMIN), 404, 10002)
+
+
+def test_metrics_count_what_is_served(service: RunningService) -> None:
+    before = sample(service, "longconn_requests_total")
+    for _ in range(20):
+        service.get("/livez")
+    eventually(lambda: sample(service, "longconn_requests_total") >= before + 20)
+
+
+def test_the_admin_listener_is_known_by_its_port_whatever_the_host_is_called(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with running_service(tmp_path_factory.mktemp("named"), host="localhost") as named:
+        assert 200 == named.get("/admin/circuits", ADMIN, admin=True).status
+        assert 404 == named.get("/admin/circuits", ADMIN).status
 
 
 def test_on_a_unix_socket_the_host_field_does_not_choose_the_surface(
@@ -248,7 +366,12 @@ def test_a_fault_of_ours_says_nothing_of_itself_and_its_trace_finds_it_in_the_lo
     answer = service.get("/probe/fault")
     check_problem(answer, 500, 20000)
     assert b"SELECT" not in answer.body
-    (event,) = [each for each in service.events("unexpected error") if each["trace_id"] == answer.json["trace_id"]]
+
+    def found() -> list[dict[str, Any]]:
+        return [each for each in service.events("unexpected error") if each["trace_id"] == answer.json["trace_id"]]
+
+    eventually(found)
+    (event,) = found()
     assert "RuntimeError: SELECT password FROM users" in event["exception"]
 
 

@@ -204,13 +204,28 @@ def test_readiness_turns_at_once_while_the_listener_goes_on_for_the_delay(tmp_pa
         assert 0 == service.stop()
 
 
-def test_what_does_not_finish_in_time_is_cut(tmp_path: Path) -> None:
+def test_of_several_workers_every_one_goes_on_for_the_delay(tmp_path: Path) -> None:
+    with running_service(tmp_path, app=PROBE, web_concurrency=3, drain_delay=1.5) as service:
+        wait_for_workers(service, 3)
+        workers = service.workers
+        service.process.terminate()
+        eventually(lambda: service.get("/readyz").status == 503, within=1.0)
+        time.sleep(0.7)
+        assert {503} == {service.get("/readyz").status for _ in range(30)}
+        assert workers == service.workers
+        assert 0 == service.stop()
+
+
+def test_what_does_not_finish_in_time_is_cut_and_told_if_it_can_be(tmp_path: Path) -> None:
     with running_service(tmp_path, app=PROBE, graceful_timeout=2) as service:
+        stream = InBackground(lambda: service.get("/probe/stream?pause=0.5&count=40"))
         request = slow_request(service, 20)
         assert seconds_of(service.stop) < 4
         with pytest.raises((http.client.HTTPException, ConnectionError)):
-            request.result()
-        assert any("cuts 1 connections" in event["event"] for event in service.events())
+            stream.result()
+        answer = request.result()
+        assert (503, 20009, "1") == (answer.status, answer.json["code"], answer.headers["Retry-After"])
+        assert any("cuts 2 connections" in event["event"] for event in service.events())
 
 
 def test_a_quick_stop_does_not_wait(tmp_path: Path) -> None:
@@ -338,11 +353,19 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
         ("middleware_off", "rate_limit,nonsense", "middleware_off: no middleware is named nonsense"),
         ("token_secret", "too-short-to-sign", "token_secret (environment variable TOKEN_SECRET)"),
         ("keepalive", "soon", "environment variable KEEPALIVE must be a whole number"),
+        ("longconn_write_timeout", "soon", "LONGCONN_WRITE_TIMEOUT='soon': takes seconds from"),
+        ("longconn_wriet_timeout", "3", "LONGCONN_WRIET_TIMEOUT: there is no such setting"),
+        ("longconn_reserved_listeners", "127.0.0.1:1", "LONGCONN_RESERVED_LISTENERS must not be set"),
         ("peer_directory", "/proc/1", "/proc/1 must be a folder of this user's"),
         (
             "resilience_storage_uri",
             "ftp://too-short-to-sign",
             "resilience_storage_uri (environment variable RESILIENCE_STORAGE_URI): must be",
+        ),
+        (  # which only the application finds out, in the worker
+            "resilience_storage_uri",
+            "redis://user:too-short-to-sign@host/0?socket_timeout=long",
+            "seawall does not start: resilience_storage_uri: must be",
         ),
     ],
 )

@@ -81,35 +81,11 @@ def test_a_number_that_is_none_ends_the_start(text: str) -> None:
         master.whole_number("N", 5, least=2, environ={"N": text})
 
 
-def test_each_reload_is_a_generation() -> None:
-    before = master.generation()
-    master.announce_reload()
-    assert before + 1 == master.generation()
-
-
-FORK = """
-import os, sys
-from service import master
-before = master.generation()
-reading, writing = os.pipe()
-child = os.fork()
-if child == 0:
-    os.read(reading, 1)
-    os._exit(master.generation() - before)
-master.announce_reload()
-os.write(writing, b"x")
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-def test_a_worker_learns_of_a_reload_that_came_after_it() -> None:
-    assert 1 == subprocess.run([sys.executable, "-c", FORK], check=False).returncode
-
-
 IMPORTS = """
 import sys
-import service.logs, service.master, service.processors, service.worker
-early = {"flask", "sqlalchemy", "psycopg", "urllib3", "redis", "service.app", "service.wiring"} & sys.modules.keys()
+import longconn.worker, service.hosting, service.logs, service.master, service.processors
+late = {"flask", "sqlalchemy", "psycopg", "urllib3", "redis", "prometheus_client", "service.app", "service.wiring"}
+early = late & sys.modules.keys()
 sys.exit(f"imported before gevent patches: {early}" if early else 0)
 """
 
@@ -205,9 +181,3 @@ def test_folders_of_masters_that_are_gone_are_removed_and_no_others(
     folder = master.open_peer_directory()
     assert kept | {folder.name} == {each.name for each in tmp_path.iterdir()}
     master.remove_peer_directory()
-
-
-def test_the_patience_with_a_client_that_does_not_read_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 20 == master.send_timeout()
-    monkeypatch.setenv("SEND_TIMEOUT", "3")
-    assert 3 == master.send_timeout()

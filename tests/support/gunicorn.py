@@ -83,6 +83,7 @@ class RunningService:
     database: Path
     probe: Path
     runtime: Path
+    _reserved: list[socket.socket] = field(default_factory=list)
     _connections: list[http.client.HTTPConnection] = field(default_factory=list)
 
     @property
@@ -168,6 +169,8 @@ class RunningService:
         """Leave nothing running."""
         for connection in self._connections:
             connection.close()
+        for reserved in self._reserved:
+            reserved.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait(10)
@@ -197,7 +200,8 @@ def start_service(
     tmp_path: Path, *, app: Any = "service.wsgi:app", stdout: Any = None, **environment: Any
 ) -> RunningService:
     """A service that has just been started. The caller closes it."""
-    port, admin_port = _free_ports(2)
+    reserved = _reserve_ports(2)
+    port, admin_port = (each.getsockname()[1] for each in reserved)
     database, log, probe = tmp_path / "service.db", tmp_path / "service.log", tmp_path / "probe"
     probe.mkdir(exist_ok=True)
     migrate(f"sqlite:///{database}")
@@ -230,7 +234,7 @@ def start_service(
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-    return RunningService(process, port, admin_port, log, database, probe, Path(runtime))
+    return RunningService(process, port, admin_port, log, database, probe, Path(runtime), reserved)
 
 
 def wait_until_ready(service: RunningService) -> None:
@@ -280,9 +284,10 @@ def _is_ready(service: RunningService) -> bool:
         return False
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+def _reserve_ports(count: int) -> list[socket.socket]:
+    """Sockets that hold a port each for the service: nobody else gets it, also not for a connection of their own."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gunicorn's, which lets both bind
+        each.bind(("127.0.0.1", 0))
+    return sockets

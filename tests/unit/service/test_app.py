@@ -42,9 +42,11 @@ def test_every_api_view_but_signing_in_needs_a_token(tmp_path: Path, lifecycle: 
 
 
 def test_the_surface_is_the_api_the_admin_endpoint_and_health(tmp_path: Path, lifecycle: Lifecycle) -> None:
-    rules = {rule.rule for rule in create(tmp_path, lifecycle).url_map.iter_rules()}
-    assert {"/livez", "/readyz", "/healthz", "/admin/circuits", "/admin/limiters"} <= rules
-    assert all(rule.startswith(("/api/v1/", "/admin/", "/livez", "/readyz", "/healthz")) for rule in rules)
+    app = create(tmp_path, lifecycle, resilience_admin_token=ADMIN_TOKEN)
+    rules = {rule.rule for rule in app.url_map.iter_rules()}
+    assert {"/livez", "/readyz", "/healthz", "/metrics", "/admin/circuits", "/admin/limiters"} <= rules
+    known = ("/api/v1/", "/admin/", "/livez", "/readyz", "/healthz", "/metrics")
+    assert all(rule.startswith(known) for rule in rules)
 
 
 def test_the_admin_endpoint_needs_a_token_to_exist(tmp_path: Path, lifecycle: Lifecycle) -> None:
@@ -57,12 +59,32 @@ def test_the_admin_endpoint_needs_a_token_to_exist(tmp_path: Path, lifecycle: Li
     assert 200 == with_token.get("/admin/circuits", headers=headers, environ_overrides=overrides).status_code
 
 
-def test_on_the_public_listener_the_admin_endpoint_looks_like_any_unknown_path(
-    tmp_path: Path, lifecycle: Lifecycle
+def test_metrics_are_on_the_admin_listener_for_whoever_has_the_token(tmp_path: Path, lifecycle: Lifecycle) -> None:
+    admin, headers = {"SERVER_PORT": "8001"}, {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    without = create(tmp_path, lifecycle).test_client()
+    assert 404 == without.get("/metrics", headers=headers, environ_overrides=admin).status_code
+    client = create(
+        tmp_path, lifecycle, resilience_admin_token=ADMIN_TOKEN, rate_limit="1/hour", rate_limit_burst=1
+    ).test_client()
+    assert 401 == client.get("/metrics", environ_overrides=admin).status_code
+    answers = [client.get("/metrics", headers=headers, environ_overrides=admin) for _ in range(3)]
+    assert [200] * 3 == [answer.status_code for answer in answers]
+    assert b"longconn_requests_total" in answers[0].data
+    assert 404 == client.get("/metrics", headers=headers).status_code
+
+
+def test_metrics_stay_off_the_public_listener_without_the_middleware_too(tmp_path: Path, lifecycle: Lifecycle) -> None:
+    client = create(tmp_path, lifecycle, resilience_admin_token=ADMIN_TOKEN, middleware_off=("listener",)).test_client()
+    assert 404 == client.get("/metrics", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}).status_code
+
+
+@pytest.mark.parametrize("path", ["/admin/circuits", "/metrics"])
+def test_on_the_public_listener_the_admin_surface_looks_like_any_unknown_path(
+    tmp_path: Path, lifecycle: Lifecycle, path: str
 ) -> None:
     client = create(tmp_path, lifecycle, resilience_admin_token=ADMIN_TOKEN).test_client()
     for method in ("GET", "POST", "OPTIONS"):
-        hidden, unknown = (client.open(path, method=method) for path in ("/admin/circuits", "/nothing"))
+        hidden, unknown = (client.open(each, method=method) for each in (path, "/nothing"))
         assert hidden.status_code == unknown.status_code == 404
         assert list(unknown.headers.keys()) == list(hidden.headers.keys())
 

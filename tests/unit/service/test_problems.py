@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import types
 from collections.abc import Callable
 from typing import Any
 
 import flask
+import gevent
 import pydantic
 import pytest
 import werkzeug.exceptions
@@ -12,6 +14,7 @@ from flask.testing import FlaskClient
 from gunicorn.http import errors as parsing
 from structlog.testing import capture_logs
 
+from longconn import errors as parking
 from resilience import CircuitBreaker, RateLimiter, Resilience
 from resilience.errors import Rejected
 from service import errors, logs, problems
@@ -232,7 +235,7 @@ def test_an_answer_to_head_has_no_body() -> None:
     assert (404, b"") == (response.status_code, response.data)
 
 
-def refused(error: Exception, request: object = None) -> tuple[bytes, dict[str, Any]]:
+def refused(error: BaseException, request: object = None) -> tuple[bytes, dict[str, Any]]:
     """The head and the document of the response to what never reached the application."""
     head, _, body = problems.refusal(error, request, ("192.0.2.1", 4711)).partition(b"\r\n\r\n")
     assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
@@ -246,19 +249,28 @@ def refused(error: Exception, request: object = None) -> tuple[bytes, dict[str, 
         (parsing.InvalidRequestLine("<script>"), 400, 10001),
         (parsing.InvalidHeader("<script>"), 400, 10001),
         (parsing.LimitRequestLine(9000, 8190), 414, 10001),
-        (parsing.LimitRequestHeaders("<script>"), 431, 10001),
+        (parsing.LimitRequestHeaders("<script>"), 431, 10031),
         (parsing.ExpectationFailed("<script>"), 417, 10001),
         (parsing.ForbiddenProxyRequest("<script>"), 403, 10001),
         (parsing.UnsupportedTransferCoding("<script>"), 501, 20000),
         (parsing.ConfigurationProblem("<script>"), 500, 20000),
         (parsing.InvalidResponseHeader("<script>"), 500, 20000),
         (ValueError("<script>"), 500, 20000),
+        (gevent.Timeout(1), 500, 20000),
+        (parking.HeadTooSlow("<script>"), 408, 10009),
+        (parking.BodyTooSlow("<script>"), 408, 10009),
+        (parking.BodyTooLarge("<script>"), 413, 10007),
+        (parking.HeadsTooLarge("<script>"), 431, 10031),
+        (parking.ConnectionRefused("<script>"), 503, 20009),
+        (parking.ClientConnectionsExceeded("<script>"), 429, 10029),
+        (parking.RequestTooLong("<script>"), 504, 20007),
+        (parking.Refusal("<script>"), 400, 10001),
     ],
 )
 def test_what_never_reached_the_application_is_answered_and_logged_in_the_same_form(
-    error: Exception, status: int, code: int
+    error: BaseException, status: int, code: int
 ) -> None:
-    logs.configure()
+    logs.configure(level="debug")
     with capture_logs() as logged:
         head, document = refused(error)
     assert head.startswith(f"HTTP/1.1 {status} ".encode())
@@ -274,3 +286,34 @@ def test_no_two_refusals_have_the_same_ids() -> None:
     documents = [refused(parsing.InvalidRequestLine(""))[1] for _ in range(2)]
     assert 2 == len({document["trace_id"] for document in documents})
     assert 2 == len({document["request_id"] for document in documents})
+
+
+@pytest.mark.parametrize(("wait", "field"), [(0, b"1"), (3, b"3"), (None, None)])
+def test_who_finds_no_room_is_told_when_to_come_again(wait: int | None, field: bytes | None) -> None:
+    head, _ = refused(parking.ConnectionRefused("no room", retry_after=wait))
+    found = [line.partition(b": ")[2] for line in head.split(b"\r\n") if line.startswith(b"Retry-After")]
+    assert ([] if field is None else [field]) == found
+
+
+def test_a_refusal_of_a_head_request_has_no_body() -> None:
+    request = types.SimpleNamespace(method="HEAD", path="/thing")
+    head, _, body = problems.refusal(parking.RequestTooLong(""), request, None).partition(b"\r\n\r\n")
+    assert b"" == body
+    assert b"Content-Length: " in head
+
+
+@pytest.mark.parametrize(
+    ("error", "request_known", "level"),
+    [
+        (parking.ConnectionRefused(""), False, "debug"),
+        (parking.ConnectionRefused(""), True, "info"),
+        (parking.HeadTooSlow(""), False, "info"),
+    ],
+)
+def test_who_is_turned_away_at_the_door_does_not_fill_the_log(
+    error: Exception, request_known: bool, level: str
+) -> None:
+    logs.configure(level="debug")
+    with capture_logs() as logged:
+        problems.refusal(error, types.SimpleNamespace() if request_known else None, None)
+    assert [level] == [entry["log_level"] for entry in logged]

@@ -194,7 +194,7 @@ def test_the_shipped_configuration_is_valid_in_every_environment() -> None:
         ({"REQUEST_TIMEOUT": "0.09"}, "request_timeout .* greater than or equal to 0.1"),
         ({"REQUEST_TIMEOUT": "86401"}, "request_timeout .* less than or equal to 86400"),
         ({"BACKEND_READ_TIMEOUT": "1e9"}, "backend_read_timeout .* less than or equal to 86400"),
-        ({"DRAIN_DELAY": "1e9"}, "drain_delay .* less than or equal to 86400"),
+        ({"DRAIN_DELAY": "1e9"}, "drain_delay .* less than or equal to 3600"),
         ({"BACKENDS__a": "http://caf\xe9.example"}, "backends .* a must be http.* in ASCII"),
         ({"BACKENDS__a": "http://a.example/caf\xe9"}, "backends .* a must be http.* in ASCII"),
         ({"BACKENDS__a": "http://a.example/\x01"}, "backends .* a must be http"),

@@ -21,6 +21,8 @@ def client() -> FlaskClient:
     admin = flask.Blueprint("admin", __name__, url_prefix="/admin")
     admin.add_url_rule("/circuits", "circuits", lambda: "admin")
     app.register_blueprint(admin)
+    app.add_url_rule("/metrics", "metrics", lambda: "metrics")
+    app.add_url_rule("/metrical", "metrical", lambda: "api")
     return app.test_client()
 
 
@@ -33,10 +35,14 @@ def client() -> FlaskClient:
         (PUBLIC, "/admin", 404),
         (PUBLIC, "/admin/", 404),
         (PUBLIC, "/%61dmin/circuits", 404),
+        (PUBLIC, "/metrics", 404),
+        (PUBLIC, "/metrical", 200),
         (ADMIN, "/thing", 404),
         (ADMIN, "/livez", 200),
         (ADMIN, "/admin/circuits", 200),
         (ADMIN, "/admin/other", 404),
+        (ADMIN, "/metrics", 200),
+        (ADMIN, "/metrical", 404),
         (ADMIN, "/administration", 404),
         ("80", "/thing", 200),
         ("80", "/admin/circuits", 404),
