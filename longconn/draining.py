@@ -105,6 +105,8 @@ class Drain:
                 connection.attached.drain(max(0.0, self.deadline - time.monotonic()))
             elif connection.attached is GUNICORNS:
                 stop_reading(connection)
+        elif state == State.RESPONDING and getattr(connection.attached, "answered", False):
+            self._lot.close(connection, reasons.DRAIN)
         elif state in (State.PARKED, State.ACCEPTED):
             # A request may be on its way. Whoever sends one within the linger gets its answer, and hears of the close.
             if state == State.PARKED:

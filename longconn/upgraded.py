@@ -31,6 +31,7 @@ from longconn import scoreboard
 from longconn.core.states import Event, State
 from longconn.errors import LongConnError
 from longconn.parking.connection import NEVER, Connection
+from longconn.parking.poller import READABLE
 
 __all__ = ["HANDLED", "Endpoint", "UpgradeError", "UpgradedConnection"]
 
@@ -95,7 +96,7 @@ DRAIN = 16
 class UpgradedConnection:
     """A connection under another protocol. Its methods are for the loop's thread, except `post_from_thread`."""
 
-    __slots__ = ("_connection", "_inbox", "_reasons", "_seconds", "endpoint", "state_of_endpoint")
+    __slots__ = ("_connection", "_inbox", "_reasons", "_seconds", "endpoint", "received", "state_of_endpoint")
 
     def __init__(self, connection: Connection, endpoint: Endpoint) -> None:
         self._connection = connection
@@ -103,6 +104,8 @@ class UpgradedConnection:
         self._reasons = 0
         self._seconds = 0.0
         self.endpoint = endpoint
+        self.received = False
+        """Whether its endpoint has received bytes in the present call; the engine's."""
         self.state_of_endpoint: Any = None
 
     @property
@@ -130,13 +133,17 @@ class UpgradedConnection:
             data = bytes(pending[:size])
             connection.pending = pending[size:] or None
             connection.lot.head_bytes -= len(data)
+            self.received = True
+            connection.edges |= READABLE  # the rest of it, or what lies in the kernel, of which nobody tells again
             return data
         if connection.state == State.CLOSED:
             return b""
         try:
-            return connection.receive(size)
+            received = connection.receive(size)
         except OSError:
             return b""
+        self.received = self.received or bool(received)
+        return received
 
     def transmit(self, data: bytes) -> int:
         """Write what the client takes at once, and return how much that was; `writable` is called when it takes more.
@@ -195,6 +202,7 @@ class UpgradedConnection:
     def attend(self, *, something_arrived: bool, room: bool) -> None:
         """Call the endpoint for every reason there is; the engine's, in a greenlet."""
         connection = self._connection
+        self.received = False
         reasons, self._reasons = self._reasons, 0
         calls: list[tuple[bool, Callable[[], None]]] = [
             (bool(reasons & DRAIN), lambda: self.endpoint.draining(self, self._seconds)),

@@ -211,7 +211,13 @@ class ParkingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn publishes n
 
     def _render(self, refusal: ConnectionRefused, address: Any) -> bytes:
         render = hooks().render_refusal
-        return (render(refusal, None, address) if render is not None else None) or refusal_page(refusal)
+        if render is None:
+            return refusal_page(refusal)
+        try:
+            return render(refusal, None, address) or refusal_page(refusal)
+        except Exception:
+            self.log.exception("Exception in render_refusal hook")
+            return refusal_page(refusal)
 
     def _watch_signals(self, hub: Any) -> Any:
         # Python runs signal handlers between two of its own instructions, and an idle loop runs none. The interpreter

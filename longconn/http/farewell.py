@@ -64,13 +64,20 @@ class Farewell:
 
     def refuse(self, connection: Connection, refusal: Refusal, reason: int, *, request: Any = None) -> None:
         """Answer `refusal`, then close. Does not wait: may be called in the hub."""
-        data = None
-        if self._render is not None:
-            data = self._render(refusal, request, plain_address(connection.address))
-        if data is None:
-            data = refusal_page(refusal)
+        data = self._rendered(refusal, request, connection) or refusal_page(refusal)
         self._count_refusal(refusal)
         self._last_word(connection, data, reason)
+
+    def _rendered(self, error: BaseException, request: Any, connection: Connection) -> bytes | None:
+        """What the application's own way to refuse makes of `error`; None when it has none, or fails."""
+        if self._render is None:
+            return None
+        try:
+            data: bytes | None = self._render(error, request, plain_address(connection.address))
+        except Exception:
+            self._worker.log.exception("Exception in render_refusal hook")
+            return None
+        return data
 
     def _count_refusal(self, refusal: Refusal) -> None:
         name = {408: "timeout", 413: "body size", 431: "head", 504: "timeout"}.get(refusal.status)
@@ -81,9 +88,7 @@ class Farewell:
         self, connection: Connection, request: Any, error: BaseException, *, reason: int = reasons.INVALID
     ) -> None:
         """Answer what gunicorn says about `error`, then close. Does not wait."""
-        data = None
-        if self._render is not None:
-            data = self._render(error, request, plain_address(connection.address))
+        data = self._rendered(error, request, connection)
         if data is None:
             sink = _Sink()
             try:

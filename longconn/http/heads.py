@@ -187,6 +187,11 @@ class Heads:
             self._left(connection)
             return
         except Exception as error:  # noqa: BLE001 - gunicorn's own way to say what it refuses, and with which status
+            if not isinstance(error, gunicorn_errors.ParseException) or isinstance(
+                error, gunicorn_errors.InvalidProxyHeader
+            ):
+                # What a client can send to bring this about is the client's fault, whatever gunicorn takes it for.
+                error = gunicorn_errors.InvalidProxyLine(str(error))
             self._farewell.refuse_by_gunicorn(connection, None, error)
             return
         self._lot.drop(connection)

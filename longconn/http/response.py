@@ -81,6 +81,8 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn publishes no ty
     """Why the client is not answered what the application says."""
     left_unread = False
     """Whether the answer was given before the request's body was there in full."""
+    answered = False
+    """Whether the answer is out, and only the little rest of the request's body is still waited for."""
     asked_to_upgrade = False
     """Whether the client wants to speak WebSocket from here on."""
     used_by_application = False

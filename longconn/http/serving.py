@@ -19,7 +19,7 @@ from longconn.core.states import Event, State
 from longconn.errors import ConnectionRefused, HeadTooSlow, Refusal, RequestTooLong
 from longconn.http import environ as environs
 from longconn.http.addresses import ProxiedAddress, plain_address
-from longconn.http.body import BodyUnreader
+from longconn.http.body import BodyUnreader, has_been_read
 from longconn.http.farewell import Discarding, Farewell
 from longconn.http.heads import FOLLOWING, Heads
 from longconn.http.lending import LentSocket, lend, reclaim
@@ -251,6 +251,9 @@ class Serving:
         body = request.body
         if not hasattr(body, "reader"):
             return True
+        if self.closing:
+            return bool(has_been_read(request))
+        response.answered = True
         try:
             while body.read(65_536):
                 pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from typing import Any
 
 import gevent
@@ -49,9 +50,10 @@ class Upgrading:
         room = bool(edges & WRITABLE and edges & SHORT_OF_ROOM)
         if room:
             connection.edges &= ~SHORT_OF_ROOM
-        connection.edges &= ~(READABLE | GONE)
+        connection.edges &= ~READABLE
         try:
-            upgraded.attend(something_arrived=arrived, room=room)
+            # A context of its own, as for a request: the greenlet serves many, of many clients.
+            contextvars.Context().run(upgraded.attend, something_arrived=arrived, room=room)
         except (gevent.GreenletExit, gevent.Timeout, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 - an endpoint's fault ends its connection and nothing else
@@ -66,6 +68,8 @@ class Upgrading:
         lot = self._lot
         if connection.slot < 0 and connection.deadline < NEVER:
             lot.wheel.schedule(connection, connection.deadline)
+        if connection.edges & GONE and not connection.attached.received:
+            connection.edges &= ~GONE  # its endpoint does not want to know
         edges = connection.edges
         has_room = edges & WRITABLE and edges & SHORT_OF_ROOM
         if edges & (READABLE | GONE) or has_room or not connection.attached.waits_again:

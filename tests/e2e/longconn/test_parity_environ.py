@@ -174,9 +174,6 @@ def test_the_proxy_protocol_names_the_client_for_every_request_of_its_connection
     [
         (version_2(0, 0x00, b""), b"200"),
         (version_2(1, 0x01, b""), b"200"),
-        (version_2(1, 0x12, IPV4), b"500"),  # gunicorn does not count these among the client's errors
-        (version_2(1, 0x11, IPV4[:5]), b"500"),
-        (V2 + b"\x31\x11\x00\x00", b"500"),
         (b"PROXY TCP4 10.1.2.3 10.4.5.6 1111\r\n", b"400"),
         (b"PROXY TCP4 300.1.2.3 10.4.5.6 1111 2222\r\n", b"400"),
         (b"PROXY TCP4 10.1.2.3 10.4.5.6 1111 99999\r\n", b"400"),
@@ -187,6 +184,21 @@ def test_the_proxy_protocol_names_the_client_for_every_request_of_its_connection
 def test_what_is_wrong_with_the_proxy_protocol_is_refused_alike(proxied: Sides, prefix: bytes, status: bytes) -> None:
     answer = proxied.same(lambda server: exchange(server, prefix + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"))
     assert status == answer[9:12]
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        version_2(1, 0x12, IPV4),
+        version_2(1, 0x11, IPV4[:5]),
+        V2 + b"\x31\x11\x00\x00",
+        b"PROXY TCP4 10.1.2.3\x00 10.4.5.6 1111 2222\r\n",
+    ],
+)
+def test_what_gunicorn_takes_for_a_fault_of_its_own_is_the_clients(proxied: Sides, prefix: bytes) -> None:
+    request = prefix + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    assert b"500" == exchange(proxied.stock, request)[9:12]
+    assert b"400" == exchange(proxied.parking, request)[9:12]
 
 
 @pytest.mark.parametrize("prefix", [PREFIXES["v1 tcp4"][0], PREFIXES["v2 tcp4"][0]])
