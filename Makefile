@@ -15,7 +15,7 @@ run: $(VENV)/runtime ## start the service, its admin listener and a demo backend
 
 test: check ## lint, types, layers, then every test but the long proofs, with the coverage gate
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not prove"
+	HYPOTHESIS_PROFILE=thorough $(BIN)/coverage run -m pytest -m "not prove"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -29,7 +29,7 @@ unit: $(VENV)/development ## the tests worth running on every save
 	$(BIN)/pytest tests/unit
 
 prove: $(VENV)/development ## the long proofs: load, chaos, soak
-	$(BIN)/pytest -m prove
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -m prove
 
 bench: $(VENV)/development ## time the library beside its peers, in one run
 	$(BIN)/python -m bench

@@ -103,11 +103,14 @@ class TlsStream:
         sent = 0
         while sent < len(rest):
             try:
-                sent += tls.send(rest[sent : sent + RECORD])
+                count = tls.send(rest[sent : sent + RECORD])
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                if not sent:
-                    raise BlockingIOError from None
+                count = 0
+            if not count:  # gevent's sockets say it so, where the standard library's raise
                 break
+            sent += count
+        if not sent and len(rest):
+            raise BlockingIOError
         return sent
 
     def setsockopt(self, *arguments: Any) -> None:

@@ -70,6 +70,7 @@ class Talk:
         self.queue = bytearray()
         self.then: dict[str, list[str]] = {}
         self.inside = False
+        self.left = False
 
 
 class Talker(Endpoint):
@@ -88,11 +89,16 @@ class Talker(Endpoint):
             for line in lines:
                 run(connection, line.decode())
             if data == b"":
-                note(talk.name, "left")
-                self._then(connection, "left")
-                if "left" not in talk.then:
-                    connection.close("client")
+                self._left(connection, talk)
             self._then(connection, "readable")
+
+    def _left(self, connection: UpgradedConnection, talk: Talk) -> None:
+        if not talk.left:  # a half close may be told of more than once
+            talk.left = True
+            note(talk.name, "left")
+            self._then(connection, "left")
+        if "left" not in talk.then:
+            connection.close("client")
 
     def writable(self, connection: UpgradedConnection) -> None:
         """Go on sending."""

@@ -18,7 +18,7 @@ from tests.support.longconn_server import PARKING, gunicorn_server
 
 ROOT = Path(__file__).parents[3]
 DOCUMENT = (ROOT / "docs/parking-worker.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
 SERVED = """
 def application(environ, start_response):

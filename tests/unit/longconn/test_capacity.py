@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from longconn import capacity
 from longconn.capacity import UNLIMITED_FILES, Capacity, capacity_within, open_files, raise_file_limit
 
 INFINITE = resource.RLIM_INFINITY
@@ -34,11 +32,11 @@ class Limits:
 
 
 @pytest.fixture
-def limits(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Limits]:
+def limits(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Limits:
     found: Limits = request.param
-    monkeypatch.setattr(capacity.resource, "getrlimit", found.get)
-    monkeypatch.setattr(capacity.resource, "setrlimit", found.set)
-    return found  # type: ignore[return-value]
+    monkeypatch.setattr(resource, "getrlimit", found.get)
+    monkeypatch.setattr(resource, "setrlimit", found.set)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -72,7 +70,7 @@ def test_where_open_files_cannot_be_seen_some_are_assumed(monkeypatch: pytest.Mo
     def hidden(path: str) -> list[str]:
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr(capacity.os, "listdir", hidden)
+    monkeypatch.setattr(os, "listdir", hidden)
     assert 64 == open_files()
 
 

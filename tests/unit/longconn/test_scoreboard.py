@@ -54,6 +54,7 @@ from longconn.scoreboard import (
     evicted_field,
     refused_field,
 )
+from tests.support.examples import many
 
 ROOT = Path(__file__).parents[3]
 CLOCK = "longconn.scoreboard.time.monotonic_ns"
@@ -523,4 +524,4 @@ class Workers(RuleBasedStateMachine):
 
 
 TestWorkers = Workers.TestCase
-TestWorkers.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+TestWorkers.settings = settings(max_examples=many(50), stateful_step_count=40, deadline=None)

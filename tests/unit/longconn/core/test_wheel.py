@@ -13,6 +13,7 @@ from hypothesis.stateful import Bundle as Entries
 from hypothesis.stateful import RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from longconn.core.wheel import Entry, TimingWheel
+from tests.support.examples import many
 
 
 class Connection(Entry):
@@ -312,5 +313,5 @@ class AgainstADictionary(RuleBasedStateMachine):
         assert self.reached == self.under_test.now_tick
 
 
-AgainstADictionary.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+AgainstADictionary.TestCase.settings = settings(max_examples=many(150), stateful_step_count=40, deadline=None)
 TestAgainstADictionary = AgainstADictionary.TestCase

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -157,7 +156,7 @@ def test_names_of_fields_are_remembered_within_bounds(monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
 
     class Wrapper:
@@ -168,7 +167,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             lines.append(text)
 
     monkeypatch.setattr(wsgi, "WSGIErrorsWrapper", Wrapper)
-    return lines  # type: ignore[return-value]
+    return lines
 
 
 def test_errors_go_to_the_log_that_is_open_at_that_moment(written: list[str]) -> None:

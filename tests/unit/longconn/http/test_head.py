@@ -17,6 +17,7 @@ from hypothesis import strategies as some
 
 from longconn.http import head
 from longconn.http.head import HeadReader, Request
+from tests.support.examples import many
 
 FRIEND = ("127.0.0.1", 50000)
 STRANGER = ("203.0.113.9", 50000)
@@ -294,7 +295,7 @@ def heads(draw: some.DrawFn) -> bytes:
 COMPARED = [Compared(**values) for values in CONFIGURATIONS]
 
 
-@settings(max_examples=1500)
+@settings(max_examples=many(1500))
 @given(heads(), some.sampled_from(COMPARED), some.sampled_from(PEERS), some.sampled_from([1, 2]))
 @example(WRK, COMPARED[0], FRIEND, 1)
 def test_any_head_that_is_read_means_the_same_to_gunicorn(

@@ -22,6 +22,7 @@ from hypothesis import strategies as some
 from resilience import CircuitBreaker, CircuitOpen, Rejected, circuit_breaker
 from resilience.registry import PROCESS_REGISTRY
 from resilience.testing import FakeClock, RecordingListener
+from tests.support.examples import many
 
 
 @pytest.fixture(autouse=True)
@@ -660,7 +661,7 @@ class Both:
         raise Fine
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=many(150), deadline=None)
 @given(
     some.lists(
         some.sampled_from(["ok", "fail", "excluded", "generator", "block", "open", "close", "half-open", "wait"]),
