@@ -7,7 +7,7 @@ import _socket
 import os
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gevent
 import gevent.socket
@@ -18,9 +18,7 @@ from longconn import reasons, scoreboard
 from longconn.core.states import Event, State
 from longconn.http.lending import TlsStream
 from longconn.parking.connection import Connection
-
-if TYPE_CHECKING:
-    from longconn.worker import ParkingWorker
+from longconn.ports import Host
 
 __all__ = ["GUNICORNS", "ByGunicorn", "stop_reading"]
 
@@ -50,7 +48,7 @@ class ByGunicorn:
     Each such connection has a greenlet of its own for as long as it lives.
     """
 
-    def __init__(self, worker: ParkingWorker) -> None:
+    def __init__(self, worker: Host) -> None:
         self._worker = worker
         self._lot = worker.lot
         self._cfg: Any = worker.cfg

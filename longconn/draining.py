@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gevent
 
@@ -14,10 +14,8 @@ from longconn.configuration import hooks
 from longconn.core.states import Event, State
 from longconn.parking.connection import Connection
 from longconn.parking.lot import Listener
+from longconn.ports import Host
 from longconn.upgraded import UpgradedConnection
-
-if TYPE_CHECKING:
-    from longconn.worker import ParkingWorker
 
 __all__ = ["Drain"]
 
@@ -29,7 +27,7 @@ SHORTEST_HOOK = 0.5
 class Drain:
     """The leave of `worker`, within gunicorn's `graceful_timeout` and before its SIGKILL."""
 
-    def __init__(self, worker: ParkingWorker) -> None:
+    def __init__(self, worker: Host) -> None:
         self._worker = worker
         self._lot = worker.lot
         self._settings = worker.longconn_settings

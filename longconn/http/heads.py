@@ -7,7 +7,7 @@ parser decides.
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gunicorn.http import errors as gunicorn_errors
 from gunicorn.http import message
@@ -18,12 +18,10 @@ from longconn.core.states import Event, State
 from longconn.errors import BodyTooLarge, HeadsTooLarge
 from longconn.http.addresses import ProxiedAddress, plain_address
 from longconn.http.body import BodyUnreader, Incomplete, LimitedReader
+from longconn.http.farewell import Farewell
 from longconn.parking.connection import Connection
 from longconn.parking.poller import GONE, READABLE
-
-if TYPE_CHECKING:
-    from longconn.http.farewell import Farewell
-    from longconn.http.serving import Serving
+from longconn.ports import Exchanges
 
 __all__ = ["FOLLOWING", "Heads"]
 
@@ -50,7 +48,7 @@ class _StrictRequest(message.Request):  # type: ignore[misc]  # gunicorn publish
 class Heads:
     """Reads the heads of one worker's requests, and hands each to `serving.exchange`."""
 
-    def __init__(self, serving: Serving, farewell: Farewell) -> None:
+    def __init__(self, serving: Exchanges, farewell: Farewell) -> None:
         self._serving = serving
         self._farewell = farewell
         self._worker = serving.worker

@@ -21,12 +21,12 @@ from longconn.errors import BodyTooSlow, Refusal
 from longconn.http.body import ends_at_hand, has_been_read
 from longconn.parking.lot import Expired
 from longconn.parking.poller import READABLE, WRITABLE
+from longconn.ports import Exchanges
 from longconn.upgraded import UpgradeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from longconn.http.serving import Serving
     from longconn.parking.connection import Connection
     from longconn.upgraded import Endpoint, UpgradedConnection
 
@@ -95,7 +95,7 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn publishes no ty
     _waited = 0.0
     _waits_since = 0.0
 
-    def __init__(self, request: Any, connection: Connection, serving: Serving) -> None:
+    def __init__(self, request: Any, connection: Connection, serving: Exchanges) -> None:
         self.req = request
         self.connection = connection
         self.serving = serving

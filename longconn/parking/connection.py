@@ -7,15 +7,12 @@ import fcntl
 import socket as sockets
 import struct
 import termios
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from longconn.core.states import State
 from longconn.core.wheel import Entry
 from longconn.errors import ConnectionOver, SlowReader
 from longconn.parking.poller import READABLE, WRITABLE
-
-if TYPE_CHECKING:
-    from longconn.parking.lot import Listener, Lot
 
 __all__ = ["AWAITS_ROOM", "HELD", "LARGEST_READ", "NEVER", "NO_LINGER", "SHORT_OF_ROOM", "Connection"]
 
@@ -52,7 +49,7 @@ class Connection(Entry):
         "waiter",
     )
 
-    def __init__(self, socket: Any, address: Any, listener: Listener, now_tick: int) -> None:
+    def __init__(self, socket: Any, address: Any, listener: Any, now_tick: int) -> None:
         # The base's own, without a call: there is one for each connection that comes.
         self.slot = -1
         self.previous = None
@@ -75,7 +72,7 @@ class Connection(Entry):
         """The exchange under way, or the endpoint that took it over."""
 
     @property
-    def lot(self) -> Lot:
+    def lot(self) -> Any:
         """Where it parks."""
         return self.listener.lot
 
