@@ -15,9 +15,10 @@ from typing import Any
 
 import gevent.monkey
 
-from longconn import scoreboard
+from longconn import reasons, scoreboard
 from longconn.core.admission import AcceptRate
 from longconn.errors import ClientConnectionsExceeded, ConnectionRefused
+from longconn.parking.addresses import host
 from longconn.parking.connection import Connection
 from longconn.parking.lot import Listener, Lot
 from longconn.room import Room
@@ -235,10 +236,15 @@ class Acceptor:
         lot = self._lot
         connection = Connection(plain, address, listener, lot.wheel.now_tick)
         lot.wheel.schedule(connection, lot.wheel.now_tick + self._first_ticks(listener))
-        lot.admit(connection)
+        try:
+            lot.admit(connection)
+        except OSError as error:  # the kernel has no room for another descriptor to watch
+            _log.warning("a connection could not be watched: %s", error)
+            lot.close(connection, reasons.ERROR)
+            return True
         if self._settings.max_connections_per_client:
-            host = _host(address)
-            listener.uses[host] = listener.uses.get(host, 0) + 1
+            client = host(address)
+            listener.uses[client] = listener.uses.get(client, 0) + 1
         return True
 
     # Limits.
@@ -282,7 +288,7 @@ class Acceptor:
                     "too many new connections: try again", retry_after=max(retry, int(wait + 1))
                 ), "rate"
         most = settings.max_connections_per_client
-        if most and listener.uses.get(_host(address), 0) >= most:
+        if most and listener.uses.get(host(address), 0) >= most:
             return (
                 ClientConnectionsExceeded(f"a client may have {most} connections: use those", retry_after=retry),
                 "per client",
@@ -413,10 +419,6 @@ def _queue_of(listening: Any) -> Callable[[], int]:
         return int.from_bytes(information[24:], sys.byteorder) or len(poll.poll(0))
 
     return count
-
-
-def _host(address: Any) -> str:
-    return str(address[0]) if isinstance(address, tuple) else str(address)
 
 
 def _nothing() -> None:

@@ -106,8 +106,12 @@ class ByGunicorn:
         """Do the TLS handshake. False when the connection needs nothing more: it failed, or was HTTP/2 and is over."""
         lot = self._lot
         lot.move(connection, Event.HANDSHAKE)
+        wheel = lot.wheel
+        # What is left of the time since the accept.
+        left = max(0.1, (connection.deadline - wheel.now_tick) * wheel.resolution)
         client = self._cooperative(connection)
-        timeout = gevent.Timeout.start_new(self._handshake_timeout)
+        descriptor = client.fileno()
+        timeout = gevent.Timeout.start_new(min(left, self._handshake_timeout))
         try:
             tls = self._context.wrap_socket(
                 client,
@@ -118,12 +122,14 @@ class ByGunicorn:
             connection.socket = TlsStream(tls)
             tls.do_handshake()
         except gevent.Timeout as raised:
+            lot.forget(connection, descriptor)
             lot.close(connection, reasons.HANDSHAKE_TIMEOUT)
             if raised is not timeout:
                 raise
             return False
         except (OSError, ssl.SSLError, ValueError) as error:
             self._worker.log.debug("TLS handshake failed: %s", error)
+            lot.forget(connection, descriptor)
             lot.close(connection, reasons.RESET)
             return False
         finally:

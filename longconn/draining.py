@@ -104,7 +104,7 @@ class Drain:
             elif connection.attached is GUNICORNS:
                 stop_reading(connection)
         elif state == State.RESPONDING and getattr(connection.attached, "answered", False):
-            self._lot.close(connection, reasons.DRAIN)
+            self._lot.interrupt(connection)  # it ends as an answer does that was the last one
         elif state in (State.PARKED, State.ACCEPTED):
             # A request may be on its way. Whoever sends one within the linger gets its answer, and hears of the close.
             if state == State.PARKED:

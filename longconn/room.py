@@ -10,7 +10,7 @@ from longconn import reasons, scoreboard
 from longconn.core.admission import victims
 from longconn.core.states import State
 from longconn.errors import ConnectionRefused
-from longconn.parking.connection import Connection
+from longconn.parking.connection import HELD, Connection
 from longconn.parking.lot import Lot
 
 __all__ = ["Room"]
@@ -137,6 +137,8 @@ class Room:
 
 
 def _says_nothing(one: Connection) -> bool:
+    if one.edges & HELD and one.state in (State.ACCEPTED, State.READING_HEAD, State.PARKED):
+        return False  # it stands in the queue: what it said is about to be looked at
     return one.state == State.RESPONDING or not one.unread()
 
 

@@ -32,7 +32,7 @@ from longconn.errors import ConnectionRefused
 from longconn.http.farewell import refusal_page
 from longconn.http.serving import Serving
 from longconn.listening import make_listeners
-from longconn.parking.connection import Connection
+from longconn.parking.connection import HELD, Connection
 from longconn.parking.lot import Lot
 from longconn.settings import Settings, SettingsError
 from longconn.sharing import Bells, Sharing
@@ -309,7 +309,11 @@ class ParkingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn publishes n
         """Incomplete heads take too much memory: close the oldest ones. Whether `connection` should go as well."""
         lot = self.lot
         limit = self.longconn_settings.head_memory
-        holding = [one for one in lot.connections() if one.state == State.READING_HEAD and one.pending]
+        holding = [
+            one
+            for one in lot.connections()
+            if one.state == State.READING_HEAD and one.pending and (one is connection or not one.edges & HELD)
+        ]
         for one in victims(holding, max(1, len(holding) // 10), lot.wheel.now_tick):
             if one is not connection:
                 self._tally[scoreboard.EVICTED] += 1

@@ -10,7 +10,7 @@ from gunicorn import util
 from longconn import reasons, scoreboard
 from longconn.core.states import Event
 from longconn.errors import Refusal
-from longconn.http.addresses import plain_address
+from longconn.parking.addresses import plain_address
 from longconn.parking.connection import HELD, LARGEST_READ, Connection
 from longconn.parking.lot import Lot
 from longconn.parking.poller import GONE

@@ -16,9 +16,9 @@ from gunicorn.http.body import Body, ChunkedReader, LengthReader
 from longconn import reasons
 from longconn.core.states import Event, State
 from longconn.errors import BodyTooLarge, HeadsTooLarge
-from longconn.http.addresses import ProxiedAddress, plain_address
 from longconn.http.body import BodyUnreader, Incomplete, LimitedReader
 from longconn.http.farewell import Farewell
+from longconn.parking.addresses import ProxiedAddress, plain_address
 from longconn.parking.connection import Connection
 from longconn.parking.poller import GONE, READABLE
 from longconn.ports import Exchanges
@@ -88,6 +88,7 @@ class Heads:
         data = connection.receive(RECEIVED_AT_ONCE)
         if not data:
             if data is None:
+                connection.edges &= ~GONE  # the end is read as b"": there is none
                 self._stay(connection)
             else:
                 self._left(connection)
@@ -95,6 +96,7 @@ class Heads:
         lot = self._lot
         if connection.state != State.READING_HEAD:
             lot.move(connection, Event.BYTES)
+            connection.since = lot.wheel.now_tick
             connection.deadline = lot.wheel.now_tick + self._head_ticks
         if pending is None:
             self._head(connection, data)

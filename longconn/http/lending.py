@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import errno
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,18 @@ RECORD = 16_384
 """The largest record of TLS."""
 
 
+class _Lent(gevent.socket.socket):
+    """What the application gets: when it gives the descriptor away or closes it, the connection lets go of it first."""
+
+    let_go: Any = None
+
+    def _detach_socket(self, reason: str) -> None:
+        let_go, self.let_go = self.let_go, None
+        if let_go is not None:
+            let_go()
+        super()._detach_socket(reason)  # type: ignore[misc]  # gevent's, of which the stubs know nothing
+
+
 class LentSocket:
     """Stands for the cooperative socket of a connection: the first use of any attribute makes it.
 
@@ -32,15 +45,18 @@ class LentSocket:
     nobody can reach into what comes next on the connection.
     """
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "_exchange")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, exchange: Any) -> None:
         self._connection = connection
+        self._exchange = exchange
 
     def __getattr__(self, name: str) -> Any:
         connection = self._connection
+        if connection.attached is not self._exchange:
+            raise OSError(errno.EBADF, "the request is over, and with it the use of its socket")
         if name in _USES:
-            connection.attached.used_by_application = True
+            self._exchange.used_by_application = True
         return getattr(lend(connection), name)
 
     def __repr__(self) -> str:
@@ -56,7 +72,15 @@ def lend(connection: Connection) -> Any:
             exchange.lent = stream.tls
             stream.tls.settimeout(None)
         else:
-            exchange.lent = gevent.socket.socket(stream.family, stream.type, stream.proto, fileno=stream.fileno())
+            lent = _Lent(stream.family, stream.type, stream.proto, fileno=stream.fileno())
+
+            def let_go() -> None:
+                descriptor = connection.socket.fileno()
+                connection.lot.forget(connection, descriptor)
+                connection.socket.detach()
+
+            lent.let_go = let_go
+            exchange.lent = lent
     return exchange.lent
 
 
@@ -65,10 +89,8 @@ def reclaim(connection: Connection, lent: Any) -> None:
     if isinstance(connection.socket, TlsStream):
         return
     if lent.fileno() >= 0:
+        lent.let_go = None  # what the application still holds is a closed socket
         lent.detach()
-        return
-    # It closed the socket, and with it the descriptor, which may be another's by now.
-    connection.lot.forget(connection, connection.socket.detach())
 
 
 class TlsStream:
@@ -91,6 +113,8 @@ class TlsStream:
             data: bytes = tls.recv(size)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise BlockingIOError from None
+        finally:
+            tls.settimeout(None)  # an application that has it expects it to wait
         return data
 
     def send(self, data: Any) -> int:
@@ -109,6 +133,7 @@ class TlsStream:
             if not count:  # gevent's sockets say it so, where the standard library's raise
                 break
             sent += count
+        tls.settimeout(None)
         if not sent and len(rest):
             raise BlockingIOError
         return sent
@@ -123,6 +148,8 @@ class TlsStream:
 
     def shutdown(self, how: int) -> None:
         """As `socket.shutdown`, of the connection underneath: it goes on being TLS for what still arrives."""
+        if self.tls.fileno() < 0:
+            raise OSError(errno.EBADF, "the connection is closed")
         _socket_shutdown(self.tls.fileno(), how)
 
     def close(self) -> None:

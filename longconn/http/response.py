@@ -81,6 +81,8 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn publishes no ty
     """Why the client is not answered what the application says."""
     left_unread = False
     """Whether the answer was given before the request's body was there in full."""
+    timeout: Any = None
+    """What ends a request whose answer does not begin in time."""
     answered = False
     """Whether the answer is out, and only the little rest of the request's body is still waited for."""
     asked_to_upgrade = False
@@ -176,9 +178,11 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn publishes no ty
         if not self.must_close and self.serving.must_close(connection):
             self.must_close = True
         request = self.req
-        if self.asked_to_upgrade and self.status_code != 101:
-            # What follows was meant for another protocol: it must not be taken for a request.
+        if self.asked_to_upgrade or self.status_code == 101:
+            # What follows is meant for another protocol: it must not be taken for a request.
             self.must_close = True
+        if self.timeout is not None:
+            self.timeout.close()
         if not ends_at_hand(request):
             self.must_close = self.left_unread = True
         if self.upgrade:
@@ -253,6 +257,11 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn publishes no ty
         if data:
             self._send(data)
 
+    def is_short(self) -> bool:
+        """Whether less of the body was written than its Content-Length says."""
+        length = self.response_length
+        return length is not None and self.sent < length and not self._omits_body
+
     def _send(self, data: bytes) -> None:
         connection = self.connection
         if connection.state == State.CLOSED:
@@ -291,11 +300,12 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn publishes no ty
 
     def _copy(self, descriptor: int, offset: int, count: int) -> int:
         connection = self.connection
-        out = connection.fileno()
         moved = 0
         while moved < count:
             try:
-                sent = os.sendfile(out, descriptor, offset + moved, min(count - moved, LARGEST_SENDFILE))
+                sent = os.sendfile(
+                    connection.fileno(), descriptor, offset + moved, min(count - moved, LARGEST_SENDFILE)
+                )
             except BlockingIOError:
                 connection.edges &= ~WRITABLE
                 self.wait(connection, WRITABLE)
@@ -337,6 +347,8 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn publishes no ty
             raise UpgradeError(
                 "the request has a body that has not been read: read it before the connection is handed over"
             )
+        if self.timeout is not None:
+            self.timeout.close()
         if head:
             self._send(head)
         self.headers_sent = True

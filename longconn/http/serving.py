@@ -18,13 +18,13 @@ from longconn import reasons, scoreboard
 from longconn.core.states import Event, State
 from longconn.errors import ConnectionRefused, HeadTooSlow, Refusal, RequestTooLong
 from longconn.http import environ as environs
-from longconn.http.addresses import ProxiedAddress, plain_address
 from longconn.http.body import BodyUnreader, has_been_read
 from longconn.http.farewell import Discarding, Farewell
 from longconn.http.heads import FOLLOWING, Heads
 from longconn.http.lending import LentSocket, lend, reclaim
 from longconn.http.response import Response
 from longconn.http.upgrading import Upgrading
+from longconn.parking.addresses import ProxiedAddress, plain_address
 from longconn.parking.connection import NEVER, Connection
 from longconn.parking.lot import Lot
 from longconn.upgraded import HANDLED
@@ -128,6 +128,7 @@ class Serving:
             if lent is not None:
                 reclaim(connection, lent)
                 response.lent = None
+                keep = keep and connection.fileno() >= 0
             if connection.state != State.UPGRADED:
                 if connection.attached is response:
                     connection.attached = None
@@ -165,6 +166,7 @@ class Serving:
         """Have the application answer. Whether the connection is kept afterwards."""
         started = datetime.now() if self._logs_access else None  # noqa: DTZ005 - as gunicorn, for a difference
         timeout = gevent.Timeout.start_new(self._request_timeout) if self._request_timeout else None
+        response.timeout = timeout
         environ: dict[str, Any] = {}
         try:
             if self._pre_request is not None:
@@ -194,7 +196,7 @@ class Serving:
         listener = connection.listener
         environ = environs.build(listener.environ, request, plain_address(connection.address), listener.name)
         environ["wsgi.input"] = request.body
-        environ["gunicorn.socket"] = LentSocket(connection)
+        environ["gunicorn.socket"] = LentSocket(connection, response)
         environ["wsgi.early_hints"] = response.send_early_hints
         environ["longconn.upgrade"] = response.hand_over
         if "HTTP_UPGRADE" in environ and environ["HTTP_UPGRADE"].lower() == "websocket":
@@ -209,7 +211,10 @@ class Serving:
             connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.worker.count_request()
         body = self.worker.wsgi(environ, response.start_response)
-        if body is HANDLED or body is ALREADY_HANDLED or connection.state == State.UPGRADED:
+        if body is HANDLED or body is ALREADY_HANDLED:
+            return False
+        if connection.state == State.UPGRADED:
+            self._dismiss(body)
             return False
         try:
             self._write(response, body)
@@ -219,7 +224,19 @@ class Serving:
                 self.log.access(response, request, environ, datetime.now() - started)  # noqa: DTZ005
             if hasattr(body, "close"):
                 body.close()
+        if response.is_short():
+            # The client waits for the rest: whatever came next would be taken for it.
+            connection.cut()
+            return False
         return not response.should_close() and self._finish_body(request, response)
+
+    def _dismiss(self, body: Any) -> None:
+        """Close what an application has returned after it had handed its connection over."""
+        try:
+            if hasattr(body, "close"):
+                body.close()
+        except Exception:
+            self.log.exception("Closing the response of a request that was upgraded failed")
 
     def _cut_short(self, request: Any, response: Response, environ: dict[str, Any], started: datetime | None) -> None:
         """The worker's time is over before the answer began, or in the middle of it."""

@@ -22,6 +22,7 @@ from longconn import reasons, scoreboard
 from longconn.core.states import NEXT, Event, IllegalTransition, State
 from longconn.core.wheel import TimingWheel
 from longconn.errors import ConnectionBusy
+from longconn.parking.addresses import host
 from longconn.parking.connection import AWAITS_ROOM, HELD, NEVER, SHORT_OF_ROOM, Connection
 from longconn.parking.poller import BROKEN, GONE, READABLE, WRITABLE, make_poller
 
@@ -118,7 +119,7 @@ class Lot:
         self._kept = greenlets_kept
         self._slice_end = 0.0
         self._run_again = False
-        self._rest_later = self.loop.timer(0)
+        self._rest_later: Any = self.loop.timer(0)
         self._poller = make_poller(self.loop, self._on_events)
         self._rearm = None if self._poller.name == "epoll" else self._poller.rearm
         self._timer = self.loop.timer(TICK, TICK)
@@ -182,12 +183,22 @@ class Lot:
         listener = connection.listener
         listener.connections -= 1
         if listener.uses:
-            _leave(listener.uses, connection.address)
-        waiter, connection.waiter = connection.waiter, None
+            _leave(listener.uses, host(connection.address))
+        waiter = connection.waiter
         if waiter is not None and waiter is not getcurrent():
-            self.loop.run_callback(waiter.throw, connection.over())
+            self.loop.run_callback(self._tell_of_end, connection, waiter)
         if state == State.UPGRADED:
             self._closed(connection, reason)
+
+    def interrupt(self, connection: Connection) -> None:
+        """Have whoever waits in the middle of a transfer hear that the connection is over, without closing it."""
+        if connection.waiter is not None:
+            self.loop.run_callback(self._tell_of_end, connection, connection.waiter)
+
+    def _tell_of_end(self, connection: Connection, waiter: Any) -> None:
+        if connection.waiter is waiter:  # it has not gone on for another reason meanwhile
+            connection.waiter = None
+            waiter.throw(connection.over())
 
     def forget(self, connection: Connection, descriptor: int) -> None:
         """Watch `descriptor` no more. For a connection whose socket has been closed past the lot: with the number it had."""
@@ -285,6 +296,8 @@ class Lot:
             self._rearm(connection.socket.fileno(), 2 if edge == WRITABLE else 1)
         try:
             self.hub.switch()
+            if connection.state == State.CLOSED:
+                raise connection.over()
         finally:
             connection.waiter = None
             connection.edges &= ~AWAITS_ROOM
@@ -292,16 +305,18 @@ class Lot:
 
     # The hub's side.
 
-    def _on_events(self, events: list[tuple[int, int]]) -> None:
+    def _on_events(self, events: list[tuple[int, int]]) -> None:  # noqa: C901 - a call per event would be the dearest part
         table = self.table
         ready = self.ready
         woken: list[Connection] | None = None
+        came: list[Listener] | None = None
         for descriptor, mask in events:
             connection = table[descriptor] if descriptor < len(table) else None
             if connection is None:
                 listener = self._listeners.get(descriptor)
                 if listener is not None:
-                    listener.ready()
+                    came = came or []
+                    came.append(listener)
                 continue
             edges = connection.edges
             connection.edges = edges | mask
@@ -316,16 +331,30 @@ class Lot:
             waiter, connection.waiter = connection.waiter, None
             if waiter is not None:
                 waiter.switch()
-        if ready:
+        # Not before: who comes in may get the descriptor of one that has gone, of which there may be news in `events`.
+        if came is not None:
+            self._let_in(came)
+        if ready and not self._rest_later.active:
             self._run()
 
+    def _let_in(self, listeners: list[Listener]) -> None:
+        for listener in listeners:
+            try:
+                listener.ready()
+            except Exception:  # noqa: BLE001 - the next one must hear too: it is told only once
+                _log.exception("accepting failed")
+
     def _soon(self) -> None:
-        if not self._run_again:
+        if not self._run_again and not self._rest_later.active:
             self._run_again = True
-            self.loop.run_callback(self._run)
+            self.loop.run_callback(self._run_soon)
+
+    def _run_soon(self) -> None:
+        self._run_again = False
+        if not self._rest_later.active:
+            self._run()
 
     def _run(self) -> None:
-        self._run_again = False
         ready = self.ready
         idle = self._idle
         now = self.now
@@ -362,6 +391,8 @@ class Lot:
                 hub_switch()
         finally:
             self.greenlets.discard(me)
+            if me in idle:
+                idle.remove(me)
             if ready:
                 self._soon()
 
@@ -411,10 +442,9 @@ def _nobody() -> int:
     return 0
 
 
-def _leave(uses: dict[str, Any], address: Any) -> None:
-    host = address[0] if isinstance(address, tuple) else str(address)
-    left = uses.get(host, 0) - 1
+def _leave(uses: dict[str, Any], client: str) -> None:
+    left = uses.get(client, 0) - 1
     if left > 0:
-        uses[host] = left
+        uses[client] = left
     else:
-        uses.pop(host, None)
+        uses.pop(client, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -229,6 +230,10 @@ SMALL = (
 )
 
 
+EVERY = 100 // many(100)
+"""Of single faults, every so-manieth is tried. It shares no factor with the 513 of a place: each byte has its turn."""
+
+
 def single_faults(data: bytes) -> Iterator[bytes]:
     """Every byte put in at, put in place of, and taken from every place."""
     for place in range(len(data) + 1):
@@ -241,7 +246,7 @@ def single_faults(data: bytes) -> Iterator[bytes]:
 @pytest.mark.parametrize("data", SMALL, ids=repr)
 def test_no_single_byte_makes_a_difference_that_only_gunicorn_sees(data: bytes) -> None:
     compared = Compared()
-    for changed in single_faults(data):
+    for changed in itertools.islice(single_faults(data), 0, None, EVERY):
         compared.check(changed)
 
 

@@ -39,14 +39,14 @@ def pair() -> Iterator[tuple[Any, socket.socket]]:
 
 def test_a_socket_that_nobody_looks_at_is_not_made(pair: tuple[Any, socket.socket]) -> None:
     connection, _ = pair
-    lent = LentSocket(connection)
+    lent = LentSocket(connection, connection.attached)
     assert f"<LentSocket of descriptor {connection.fileno()}>" == repr(lent)
     assert connection.attached.lent is None
 
 
 def test_it_is_the_connections_own_descriptor_and_made_once(pair: tuple[Any, socket.socket]) -> None:
     connection, client = pair
-    lent = LentSocket(connection)
+    lent = LentSocket(connection, connection.attached)
     try:
         assert connection.fileno() == lent.fileno()
         lent.sendall(b"hello")
@@ -60,7 +60,7 @@ def test_it_is_the_connections_own_descriptor_and_made_once(pair: tuple[Any, soc
 @pytest.mark.parametrize("name", ["getpeername", "getsockname", "family", "gettimeout", "getsockopt"])
 def test_looking_at_it_is_not_using_it(pair: tuple[Any, socket.socket], name: str) -> None:
     connection, _ = pair
-    getattr(LentSocket(connection), name)
+    getattr(LentSocket(connection, connection.attached), name)
     assert not connection.attached.used_by_application
     reclaim(connection, connection.attached.lent)
 
@@ -70,7 +70,7 @@ def test_looking_at_it_is_not_using_it(pair: tuple[Any, socket.socket], name: st
 )
 def test_what_reaches_the_client_is_using_it(pair: tuple[Any, socket.socket], name: str) -> None:
     connection, _ = pair
-    getattr(LentSocket(connection), name)
+    getattr(LentSocket(connection, connection.attached), name)
     assert connection.attached.used_by_application
     reclaim(connection, connection.attached.lent)
 

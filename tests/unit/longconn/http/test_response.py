@@ -107,7 +107,7 @@ def without_date(data: bytes) -> bytes:
     return re.sub(rb"\r\nDate: [^\r]*", b"", data)
 
 
-STATUSES = ["200 OK", "200", "204 No Content", "304 Not Modified", "101 Switching Protocols", "404 Not Found", "500 ",
+STATUSES = ["200 OK", "200", "204 No Content", "304 Not Modified", "102 Processing", "404 Not Found", "500 ",
             "205 Reset", "100 Continue", "2000 OK", "20 OK", "200  OK", "200 O\nK", "200 \xe9", "", 200, None]  # fmt: skip
 NAMES = ["Content-Type", "X-A", "x-a", "Content-Length", "content-length", "Connection", "Upgrade", "Transfer-Encoding",
          "Server", "Date", "Keep-Alive", "Trailer", "Set-Cookie", "X A", "", "X\n", "X-\xe9", 5]  # fmt: skip

@@ -32,13 +32,13 @@ def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it has not come to pass"
-        gevent.sleep(0.001)
+        gevent.sleep(0)
 
 
 def turns(count: int = 5) -> None:
     """Let the loop turn."""
     for _ in range(count):
-        gevent.sleep(0.001)
+        gevent.sleep(0)
 
 
 class Scene:

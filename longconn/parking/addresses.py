@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ProxiedAddress", "plain_address"]
+__all__ = ["ProxiedAddress", "host", "plain_address"]
 
 
 class ProxiedAddress(tuple):  # type: ignore[type-arg]  # as `accept` gives it: of any shape
@@ -13,6 +13,12 @@ class ProxiedAddress(tuple):  # type: ignore[type-arg]  # as `accept` gives it: 
     info: dict[str, Any]
     plain: Any
     """The address itself, which is no tuple on a unix socket."""
+
+
+def host(address: Any) -> str:
+    """Whom an address belongs to, for limits per client: its host, or what a unix socket gives."""
+    plain = plain_address(address)
+    return str(plain[0]) if isinstance(plain, tuple) else str(plain)
 
 
 def plain_address(address: Any) -> Any:
