@@ -87,6 +87,9 @@ def lend(connection: Connection) -> Any:
 def reclaim(connection: Connection, lent: Any) -> None:
     """Take back what was lent. What the application still holds is a closed socket."""
     if isinstance(connection.socket, TlsStream):
+        if lent.fileno() < 0:
+            # The application has closed it. The table knows the connection by the number it had.
+            connection.lot.forget(connection, connection.socket.descriptor)
         return
     if lent.fileno() >= 0:
         lent.let_go = None  # what the application still holds is a closed socket
@@ -96,10 +99,11 @@ def reclaim(connection: Connection, lent: Any) -> None:
 class TlsStream:
     """A TLS connection as the engine uses it: without waiting, and with the errors of a plain socket."""
 
-    __slots__ = ("tls",)
+    __slots__ = ("descriptor", "tls")
 
     def __init__(self, tls: Any) -> None:
         self.tls = tls
+        self.descriptor = int(tls.fileno())
 
     def fileno(self) -> int:
         """The descriptor underneath."""

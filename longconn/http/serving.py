@@ -128,7 +128,9 @@ class Serving:
             if lent is not None:
                 reclaim(connection, lent)
                 response.lent = None
-                keep = keep and connection.fileno() >= 0
+                # Over TLS what was lent cannot be taken back: a method that was kept would reach the next request.
+                taken = connection.listener.secure and response.used_by_application
+                keep = keep and connection.fileno() >= 0 and not taken
             if connection.state != State.UPGRADED:
                 if connection.attached is response:
                     connection.attached = None
