@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tests.support.longconn_server import GunicornServer, Reply, gunicorn_server
+import pytest
+
+from tests.support.longconn_server import GunicornServer, Reply, certificate, gunicorn_server
 
 __all__ = ["PARKING", "STOCK", "WORKERS", "Sides", "both_workers", "comparable", "exchange", "outline"]
 
@@ -20,7 +23,8 @@ T = TypeVar("T")
 
 STOCK = "gevent"
 PARKING = "longconn.worker.ParkingWorker"
-WORKERS = (STOCK, PARKING)
+WORKERS = (pytest.param(STOCK, marks=pytest.mark.prove), PARKING)
+"""For tests that say what both do: that the stock worker still does it is left to the long proofs."""
 
 OBJECTS = {"wsgi.input", "wsgi.errors", "wsgi.early_hints", "gunicorn.socket"}
 """Keys of an environ for which the parking worker has objects of its own, which do the same."""
@@ -48,11 +52,13 @@ class Sides:
 @contextlib.contextmanager
 def both_workers(*arguments: str, stock: Sequence[str] = (), **options: Any) -> Iterator[Sides]:
     """Both servers with the same arguments; those of `stock` are for the stock worker alone."""
-    with (
-        gunicorn_server(*arguments, *stock, worker=STOCK, **options) as first,
-        gunicorn_server(*arguments, worker=PARKING, **options) as second,
-    ):
-        yield Sides(first, second)
+    if options.get("tls"):
+        certificate()  # once, before both want it
+    with contextlib.ExitStack() as running:
+        with ThreadPoolExecutor(2) as starting:
+            first = starting.submit(running.enter_context, gunicorn_server(*arguments, *stock, worker=STOCK, **options))
+            second = starting.submit(running.enter_context, gunicorn_server(*arguments, worker=PARKING, **options))
+        yield Sides(first.result(), second.result())
 
 
 def exchange(server: GunicornServer, data: bytes, *, source: str = "127.0.0.1") -> bytes:

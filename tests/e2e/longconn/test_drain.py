@@ -11,22 +11,24 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import TimeoutExpired
+from typing import Any
 
 import pytest
 
 from tests.support.gunicorn import eventually
 from tests.support.longconn_server import Client, Ended, GunicornServer, Reply, gunicorn_server
+from tests.support.opened import opened
 
 ENDLESS = "tests.support.longconn_endless:application"
 PATIENT = ("--graceful-timeout", "30", "--keep-alive", "75")
 """Nothing but the drain itself may end a connection or the worker while a test looks."""
 
-LINGER = 2.0
-"""Seconds, the default."""
+LINGER = 0.5
+"""Seconds, less than the default so that there is less to wait for."""
 
 SOON = LINGER + 6.0
 """Seconds in which a drain without requests in flight has ended, on a machine with other things to do."""
@@ -44,21 +46,9 @@ def note(what):
 """For a configuration file: `note` writes a line to `file`."""
 
 
-_connected: list[Client] = []
-
-
-@pytest.fixture(autouse=True)
-def _close_connections() -> Iterator[None]:
-    yield
-    while _connected:
-        _connected.pop().close()
-
-
 def connected(server: GunicornServer) -> Client:
     """A connection that is closed when the test is over. Every wait on it ends after 20 s."""
-    client = server.client(20.0)
-    _connected.append(client)
-    return client
+    return opened(server.client(20.0))
 
 
 def parked(server: GunicornServer, count: int) -> list[Client]:
@@ -123,6 +113,14 @@ def complaints(server: GunicornServer) -> list[str]:
 
 
 @contextlib.contextmanager
+def serving(*arguments: str, environment: Mapping[str, str] | None = None, **options: Any) -> Iterator[GunicornServer]:
+    """A server that lingers for `LINGER` seconds if its environment does not say otherwise."""
+    variables = {"LONGCONN_LINGER": str(LINGER), **(environment or {})}
+    with gunicorn_server(*arguments, environment=variables, **options) as server:
+        yield server
+
+
+@contextlib.contextmanager
 def in_background(action: Callable[[], object]) -> Iterator[None]:
     """Repeat the action in a thread of its own while the block runs. Raises what it raised."""
     done = threading.Event()
@@ -147,8 +145,9 @@ def kept(reply: Reply) -> tuple[int, str]:
 # TERM: connections without a request
 
 
+@pytest.mark.together
 def test_idle_connections_see_a_clean_end_and_no_byte_long_before_the_graceful_timeout() -> None:
-    with gunicorn_server(*PATIENT) as server:
+    with serving(*PATIENT) as server:
         silent = [connected(server) for _ in range(20)]
         clients = silent + parked(server, 50)
         assert seconds_of(lambda: server.stop(within=20)) < SOON
@@ -157,8 +156,10 @@ def test_idle_connections_see_a_clean_end_and_no_byte_long_before_the_graceful_t
         assert [] == complaints(server)
 
 
+@pytest.mark.prove
+@pytest.mark.together
 def test_idle_connections_over_tls_see_a_clean_end_and_no_byte() -> None:
-    with gunicorn_server(*PATIENT, tls=True) as server:
+    with serving(*PATIENT, tls=True) as server:
         clients = parked(server, 10)
         assert seconds_of(lambda: server.stop(within=20)) < SOON
         assert 0 == server.process.returncode
@@ -166,8 +167,9 @@ def test_idle_connections_over_tls_see_a_clean_end_and_no_byte() -> None:
         assert [] == complaints(server)
 
 
+@pytest.mark.together
 def test_a_head_that_is_not_completed_holds_up_a_stop_for_no_longer_than_its_own_deadline() -> None:
-    with gunicorn_server(*PATIENT, environment={"LONGCONN_HEAD_TIMEOUT": "3"}) as server:
+    with serving(*PATIENT, environment={"LONGCONN_HEAD_TIMEOUT": "1"}) as server:
         client = connected(server)
         client.send(b"GET / HTTP/1.1\r\nHost: ")
         parked(server, 1)[0].close()  # accepted later, so the first half has been accepted too
@@ -179,14 +181,15 @@ def test_a_head_that_is_not_completed_holds_up_a_stop_for_no_longer_than_its_own
 
 
 def test_a_drain_with_nothing_to_wait_for_ends_at_once() -> None:
-    with gunicorn_server(*PATIENT) as server:
+    with serving(*PATIENT, environment={"LONGCONN_LINGER": "4"}) as server:
         server.get()
-        assert seconds_of(lambda: server.stop(within=20)) < LINGER
+        assert seconds_of(lambda: server.stop(within=20)) < 3.0
         assert 0 == server.process.returncode
 
 
+@pytest.mark.together
 def test_a_request_that_arrives_on_a_parked_connection_is_answered_with_close() -> None:
-    with gunicorn_server(*PATIENT, environment={"LONGCONN_LINGER": "5"}) as server:
+    with serving(*PATIENT, environment={"LONGCONN_LINGER": "5"}) as server:
         clients = parked(server, 20)
         drain(server)
         time.sleep(0.5)
@@ -196,8 +199,9 @@ def test_a_request_that_arrives_on_a_parked_connection_is_answered_with_close() 
         assert [] == complaints(server)
 
 
+@pytest.mark.together
 def test_pipelined_requests_on_a_parked_connection_are_answered_up_to_the_one_that_says_close() -> None:
-    with gunicorn_server(*PATIENT, environment={"LONGCONN_LINGER": "5"}) as server:
+    with serving(*PATIENT, environment={"LONGCONN_LINGER": "5"}) as server:
         (client,) = parked(server, 1)
         drain(server)
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 3)
@@ -209,8 +213,9 @@ def test_pipelined_requests_on_a_parked_connection_are_answered_up_to_the_one_th
         assert 0 == server.stop()
 
 
+@pytest.mark.together
 def test_a_head_that_is_arriving_is_waited_for_and_answered_with_close() -> None:
-    with gunicorn_server(*PATIENT, environment={"LONGCONN_LINGER": "5"}) as server:
+    with serving(*PATIENT, environment={"LONGCONN_LINGER": "5"}) as server:
         fresh, (used,) = connected(server), parked(server, 1)
         for client in (fresh, used):
             client.send(b"GET / HTTP/1.1\r\nHost: ")
@@ -223,14 +228,15 @@ def test_a_head_that_is_arriving_is_waited_for_and_answered_with_close() -> None
         assert 0 == server.stop()
 
 
+@pytest.mark.together
 def test_requests_that_arrived_while_the_worker_did_not_run_are_answered_though_the_linger_is_over() -> None:
-    with gunicorn_server(*PATIENT, environment={"LONGCONN_LINGER": "1"}) as server:
+    with serving(*PATIENT) as server:
         (worker,) = server.worker_pids()
         clients = parked(server, 50)
         drain(server)
         stopped(worker)
         try:
-            time.sleep(1.5)
+            time.sleep(LINGER + 0.5)
             for client in clients:
                 client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         finally:
@@ -243,9 +249,12 @@ def test_requests_that_arrived_while_the_worker_did_not_run_are_answered_though_
 # TERM: requests and connections that are waiting
 
 
-@pytest.mark.parametrize("route", ["/slow?seconds=2", "/flask/slow?seconds=2"])
+@pytest.mark.parametrize(
+    "route", ["/slow?seconds=1.5", pytest.param("/flask/slow?seconds=1.5", marks=pytest.mark.prove)]
+)
+@pytest.mark.together
 def test_a_request_in_flight_is_answered_with_close(route: str) -> None:
-    with gunicorn_server(*PATIENT) as server, ThreadPoolExecutor(20) as pool:
+    with serving(*PATIENT) as server, ThreadPoolExecutor(20) as pool:
         clients = parked(server, 20)
         replies = [pool.submit(client.ask, route) for client in clients]
         time.sleep(0.5)
@@ -256,10 +265,11 @@ def test_a_request_in_flight_is_answered_with_close(route: str) -> None:
         assert [] == complaints(server)
 
 
+@pytest.mark.together
 def test_a_stream_in_flight_is_sent_to_its_end() -> None:
-    with gunicorn_server(*PATIENT) as server:
+    with serving(*PATIENT) as server:
         client = connected(server)
-        client.send(b"GET /stream?chunks=30&size=1000&gap=0.1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        client.send(b"GET /stream?chunks=15&size=2000&gap=0.1 HTTP/1.1\r\nHost: a\r\n\r\n")
         head = client.until(b"\r\n\r\n")
         drain(server)
         client.buffer = head + client.buffer
@@ -268,8 +278,9 @@ def test_a_stream_in_flight_is_sent_to_its_end() -> None:
         assert 0 == server.stop()
 
 
+@pytest.mark.together
 def test_a_body_that_is_arriving_is_read_to_its_end() -> None:
-    with gunicorn_server(*PATIENT) as server:
+    with serving(*PATIENT) as server:
         client = connected(server)
         client.send(b"POST /expect HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello")
         time.sleep(0.3)
@@ -282,9 +293,9 @@ def test_a_body_that_is_arriving_is_read_to_its_end() -> None:
         assert 0 == server.stop()
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.prove), 3])
 def test_connections_in_the_listen_queue_are_answered(workers: int) -> None:
-    with gunicorn_server(*PATIENT, workers=workers) as server:
+    with serving(*PATIENT, workers=workers) as server:
         for worker in server.worker_pids():
             stopped(worker)
         clients = []
@@ -310,9 +321,10 @@ def test_connections_in_the_listen_queue_are_answered(workers: int) -> None:
 # TERM: what does not end
 
 
+@pytest.mark.together
 def test_requests_that_never_end_are_cut_before_the_master_kills_the_worker() -> None:
     kinds = ["body", "stream", "view", "write"]
-    with gunicorn_server("--graceful-timeout", "4", "--access-logfile", "-", app=ENDLESS) as server:
+    with serving("--graceful-timeout", "4", "--access-logfile", "-", app=ENDLESS) as server:
         clients = {kind: connected(server) for kind in kinds}
         for kind, client in clients.items():
             length = "Content-Length: 10\r\n" if kind == "body" else ""
@@ -330,8 +342,9 @@ def test_requests_that_never_end_are_cut_before_the_master_kills_the_worker() ->
         assert "Traceback" not in log
 
 
+@pytest.mark.together
 def test_a_request_that_refuses_to_end_does_not_keep_the_worker() -> None:
-    with gunicorn_server("--graceful-timeout", "4", app=ENDLESS) as server:
+    with serving("--graceful-timeout", "4", app=ENDLESS) as server:
         client = connected(server)
         client.send(b"GET /endless?where=stubborn HTTP/1.1\r\nHost: a\r\n\r\n")
         time.sleep(0.5)
@@ -340,11 +353,12 @@ def test_a_request_that_refuses_to_end_does_not_keep_the_worker() -> None:
         assert "SIGKILL" not in server.log()
 
 
+@pytest.mark.together
 def test_a_second_term_does_not_shorten_the_drain() -> None:
-    with gunicorn_server(*PATIENT) as server, ThreadPoolExecutor() as pool:
+    with serving(*PATIENT) as server, ThreadPoolExecutor() as pool:
         client = connected(server)
-        reply = pool.submit(client.ask, "/slow?seconds=2")
-        time.sleep(0.5)
+        reply = pool.submit(client.ask, "/slow?seconds=1.5")
+        time.sleep(0.3)
         for _ in range(3):
             server.signal(signal.SIGTERM)
             time.sleep(0.2)
@@ -352,9 +366,10 @@ def test_a_second_term_does_not_shorten_the_drain() -> None:
         assert 0 == server.stop()
 
 
-@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGQUIT, pytest.param(signal.SIGINT, marks=pytest.mark.prove)])
+@pytest.mark.together
 def test_a_quick_stop_does_not_wait_and_writes_nothing_on_idle_connections(number: signal.Signals) -> None:
-    with gunicorn_server(*PATIENT, app=ENDLESS) as server:
+    with serving(*PATIENT, app=ENDLESS) as server:
         clients = parked(server, 10)
         busy, upgraded = connected(server), connected(server)
         busy.send(b"GET /endless?where=view HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -366,8 +381,9 @@ def test_a_quick_stop_does_not_wait_and_writes_nothing_on_idle_connections(numbe
         assert "SIGKILL" not in server.log()
 
 
+@pytest.mark.together
 def test_a_quick_stop_cuts_a_drain_short() -> None:
-    with gunicorn_server(*PATIENT, app=ENDLESS) as server:
+    with serving(*PATIENT, app=ENDLESS) as server:
         client = connected(server)
         client.send(b"GET /endless?where=view HTTP/1.1\r\nHost: a\r\n\r\n")
         time.sleep(0.3)
@@ -378,8 +394,9 @@ def test_a_quick_stop_cuts_a_drain_short() -> None:
 # the delay and the hook
 
 
+@pytest.mark.together
 def test_the_worker_goes_on_accepting_for_the_delay() -> None:
-    with gunicorn_server(*PATIENT, environment={"LONGCONN_DRAIN_DELAY": "2"}) as server:
+    with serving(*PATIENT, environment={"LONGCONN_DRAIN_DELAY": "2"}) as server:
         (client,) = parked(server, 1)
         started = time.monotonic()
         server.signal(signal.SIGTERM)
@@ -392,8 +409,9 @@ def test_the_worker_goes_on_accepting_for_the_delay() -> None:
         assert [] == complaints(server)
 
 
+@pytest.mark.together
 def test_a_quick_stop_does_not_wait_for_the_delay() -> None:
-    with gunicorn_server(*PATIENT, environment={"LONGCONN_DRAIN_DELAY": "20"}) as server:
+    with serving(*PATIENT, environment={"LONGCONN_DRAIN_DELAY": "20"}) as server:
         parked(server, 1)
         server.signal(signal.SIGTERM)
         time.sleep(0.5)
@@ -410,7 +428,7 @@ def test_the_hook_runs_once_before_the_listener_closes_and_the_service_goes_on_m
         "    note('left')\n"
         "longconn.configure(on_drain=leave)\n"
     )
-    with gunicorn_server(*PATIENT, config=config) as server:
+    with serving(*PATIENT, config=config) as server:
         (worker,) = server.worker_pids()
         server.signal(signal.SIGTERM)
         eventually(lambda: file.exists() and "leaving" in file.read_text())
@@ -424,10 +442,11 @@ def test_the_hook_runs_once_before_the_listener_closes_and_the_service_goes_on_m
         assert [] == complaints(server)
 
 
-@pytest.mark.parametrize("failure", ["1 / 0", "raise SystemExit(3)"])
+@pytest.mark.parametrize("failure", [pytest.param("1 / 0", marks=pytest.mark.prove), "raise SystemExit(3)"])
+@pytest.mark.together
 def test_a_hook_that_fails_is_reported_and_stops_no_drain(failure: str) -> None:
     config = f"import longconn\ndef leave(worker):\n    {failure}\nlongconn.configure(on_drain=leave)\n"
-    with gunicorn_server(*PATIENT, config=config) as server, ThreadPoolExecutor() as pool:
+    with serving(*PATIENT, config=config) as server, ThreadPoolExecutor() as pool:
         clients = parked(server, 5)
         reply = pool.submit(clients.pop().ask, "/slow?seconds=1")
         time.sleep(0.3)
@@ -438,6 +457,7 @@ def test_a_hook_that_fails_is_reported_and_stops_no_drain(failure: str) -> None:
         assert "Traceback" in server.log()
 
 
+@pytest.mark.together
 def test_a_hook_that_never_ends_does_not_keep_the_worker() -> None:
     config = (
         "import time, longconn\n"
@@ -445,7 +465,7 @@ def test_a_hook_that_never_ends_does_not_keep_the_worker() -> None:
         "    time.sleep(3600)\n"
         "longconn.configure(on_drain=leave)\n"
     )  # fmt: skip
-    with gunicorn_server("--graceful-timeout", "4", config=config) as server:
+    with serving("--graceful-timeout", "4", config=config) as server:
         clients = parked(server, 3)
         assert seconds_of(lambda: server.stop(within=20)) < 4.0
         assert 0 == server.process.returncode
@@ -465,11 +485,12 @@ def reload(server: GunicornServer, *, within: float = 20.0) -> None:
     )
 
 
+@pytest.mark.together
 def test_a_reload_has_new_workers_take_over_and_old_ones_leave_soon() -> None:
-    with gunicorn_server(*PATIENT, workers=2) as server, ThreadPoolExecutor() as pool:
+    with serving(*PATIENT, workers=2) as server, ThreadPoolExecutor() as pool:
         clients = parked(server, 40) + [connected(server) for _ in range(10)]
         busy = clients.pop(0)
-        reply = pool.submit(busy.ask, "/slow?seconds=2")
+        reply = pool.submit(busy.ask, "/slow?seconds=1")
         time.sleep(0.3)
         statuses: Counter[int] = Counter()
         latencies: list[float] = []
@@ -483,8 +504,9 @@ def test_a_reload_has_new_workers_take_over_and_old_ones_leave_soon() -> None:
         assert [] == complaints(server)
 
 
+@pytest.mark.together
 def test_a_reload_answers_what_still_arrives_on_the_old_workers_connections() -> None:
-    with gunicorn_server(*PATIENT, environment={"LONGCONN_LINGER": "6"}) as server:
+    with serving(*PATIENT, environment={"LONGCONN_LINGER": "6"}) as server:
         before = server.worker_pids()
         clients = parked(server, 20)
         server.signal(signal.SIGHUP)
@@ -496,8 +518,9 @@ def test_a_reload_answers_what_still_arrives_on_the_old_workers_connections() ->
         assert [] == complaints(server)
 
 
+@pytest.mark.together
 def test_a_reload_writes_nothing_on_idle_and_upgraded_connections_even_when_it_has_to_cut_them() -> None:
-    with gunicorn_server("--graceful-timeout", "4", "--keep-alive", "75", app=ENDLESS) as server:
+    with serving("--graceful-timeout", "4", "--keep-alive", "75", app=ENDLESS) as server:
         (worker,) = server.worker_pids()
         idle = parked(server, 5) + [connected(server) for _ in range(5)]
         upgraded = [connected(server) for _ in range(5)]
@@ -519,11 +542,12 @@ def test_a_reload_writes_nothing_on_idle_and_upgraded_connections_even_when_it_h
         assert [] == complaints(server)
 
 
+@pytest.mark.together
 def test_a_stop_right_after_a_reload_ends_soon() -> None:
-    with gunicorn_server(*PATIENT, workers=2) as server, ThreadPoolExecutor() as pool:
+    with serving(*PATIENT, workers=2) as server, ThreadPoolExecutor() as pool:
         clients = parked(server, 20)
         busy = clients.pop()
-        reply = pool.submit(busy.ask, "/slow?seconds=2")
+        reply = pool.submit(busy.ask, "/slow?seconds=1.5")
         time.sleep(0.3)
         server.signal(signal.SIGHUP)
         time.sleep(0.2)
@@ -534,8 +558,9 @@ def test_a_stop_right_after_a_reload_ends_soon() -> None:
         assert [] == complaints(server)
 
 
+@pytest.mark.together
 def test_a_worker_that_is_told_alone_is_replaced_and_no_request_is_lost() -> None:
-    with gunicorn_server(*PATIENT, workers=2) as server:
+    with serving(*PATIENT, workers=2) as server:
         first, second = server.worker_pids()
         eventually(lambda: all(f"Worker {pid} parks" in server.log() for pid in (first, second)))
         time.sleep(0.3)  # now both of them accept
@@ -560,9 +585,12 @@ def replacement(server: GunicornServer, pid: int) -> int:
     return new
 
 
-@pytest.mark.parametrize("delay", [0.02, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize(
+    "delay", [0.02, pytest.param(0.1, marks=pytest.mark.prove), pytest.param(0.2, marks=pytest.mark.prove), 0.4]
+)
+@pytest.mark.together
 def test_a_worker_that_is_told_to_leave_while_it_boots_leaves(delay: float) -> None:
-    with gunicorn_server(*PATIENT) as server:
+    with serving(*PATIENT) as server:
         (worker,) = server.worker_pids()
         os.kill(worker, signal.SIGKILL)
         booting = replacement(server, worker)
@@ -603,6 +631,7 @@ def spans(notes: Path) -> dict[int, dict[str, float]]:
     return found
 
 
+@pytest.mark.prove
 def test_workers_that_have_served_their_number_leave_one_at_a_time_and_nothing_is_refused(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     config = HOOKS.format(file=str(notes)) + (
@@ -615,7 +644,7 @@ def test_workers_that_have_served_their_number_leave_one_at_a_time_and_nothing_i
     )
     options = ("--max-requests", "40", "--max-requests-jitter", "0")
     with (
-        gunicorn_server(*PATIENT, *options, workers=2, config=config, environment={"LONGCONN_LINGER": "0.5"}) as server,
+        serving(*PATIENT, *options, workers=2, config=config, environment={"LONGCONN_LINGER": "0.5"}) as server,
         ThreadPoolExecutor(8) as pool,
     ):
         results = [pool.submit(request_until, server, 100, "/slow?seconds=0.05") for _ in range(8)]
@@ -632,8 +661,9 @@ def test_workers_that_have_served_their_number_leave_one_at_a_time_and_nothing_i
         assert [] == complaints(server)
 
 
+@pytest.mark.together
 def test_a_single_worker_that_has_served_its_number_is_replaced_and_nothing_is_refused() -> None:
-    with gunicorn_server(*PATIENT, "--max-requests", "20") as server:
+    with serving(*PATIENT, "--max-requests", "20") as server:
         before = server.worker_pids()
         idle = parked(server, 5)
         assert {"200": 60} == request_until(server, 60, "/")
@@ -645,12 +675,13 @@ def test_a_single_worker_that_has_served_its_number_is_replaced_and_nothing_is_r
 # the master
 
 
+@pytest.mark.together
 def test_workers_that_have_lost_their_master_finish_and_leave() -> None:
-    with gunicorn_server(*PATIENT, workers=2) as server, ThreadPoolExecutor() as pool:
+    with serving(*PATIENT, workers=2) as server, ThreadPoolExecutor() as pool:
         workers = server.worker_pids()
         clients = parked(server, 10)
         busy = [clients.pop(), clients.pop()]
-        replies = [pool.submit(client.ask, "/slow?seconds=3") for client in busy]
+        replies = [pool.submit(client.ask, "/slow?seconds=2") for client in busy]
         time.sleep(0.3)
         server.process.kill()
         assert [200] * 2 == [reply.result().status for reply in replies]
@@ -659,8 +690,9 @@ def test_workers_that_have_lost_their_master_finish_and_leave() -> None:
         assert [] == complaints(server)
 
 
+@pytest.mark.together
 def test_a_drain_goes_on_without_its_master() -> None:
-    with gunicorn_server(*PATIENT, environment={"LONGCONN_DRAIN_DELAY": "60"}) as server:
+    with serving(*PATIENT, environment={"LONGCONN_DRAIN_DELAY": "60"}) as server:
         (worker,) = server.worker_pids()
         clients = parked(server, 5)
         server.signal(signal.SIGTERM)
@@ -672,8 +704,9 @@ def test_a_drain_goes_on_without_its_master() -> None:
         assert [b""] * 5 == [last_bytes(client) for client in clients]
 
 
+@pytest.mark.together
 def test_a_drain_over_a_unix_socket_is_the_same() -> None:
-    with gunicorn_server(*PATIENT, unix=True) as server, ThreadPoolExecutor() as pool:
+    with serving(*PATIENT, unix=True) as server, ThreadPoolExecutor() as pool:
         clients = parked(server, 10)
         reply = pool.submit(clients.pop().ask, "/slow?seconds=1")
         time.sleep(0.3)

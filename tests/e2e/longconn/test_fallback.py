@@ -27,7 +27,7 @@ PATIENT = ("--graceful-timeout", "10")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["tcp", "tls"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.prove)], ids=["tcp", "tls"])
 def server(request: pytest.FixtureRequest) -> Iterator[GunicornServer]:
     """A worker that watches each connection by itself, for all tests that do not end it."""
     with gunicorn_server(*PATIENT, config=WITHOUT_EPOLL, tls=request.param) as running:
@@ -140,7 +140,7 @@ def test_waiting_connections_cost_nothing(server: GunicornServer) -> None:
         assert busy_seconds(server, 1.5) < 0.5
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
+@pytest.mark.parametrize("tls", [pytest.param(False, marks=pytest.mark.prove), True], ids=["tcp", "tls"])
 def test_an_upgraded_connection_works_as_with_epoll(tls: bool, tmp_path: Path) -> None:
     events = tmp_path / "events"
     with (
@@ -176,6 +176,7 @@ def test_an_upgraded_connection_works_as_with_epoll(tls: bool, tmp_path: Path) -
     assert "it writable" in events.read_text().splitlines()
 
 
+@pytest.mark.together
 def test_it_drains_as_with_epoll() -> None:
     with (
         gunicorn_server(*PATIENT, config=WITHOUT_EPOLL) as server,
@@ -196,6 +197,7 @@ def test_it_drains_as_with_epoll() -> None:
         assert "Traceback" not in server.log()
 
 
+@pytest.mark.together
 def test_two_workers_without_epoll_both_take_connections_and_idle() -> None:
     with gunicorn_server(*PATIENT, config=WITHOUT_EPOLL, workers=2) as server, contextlib.ExitStack() as stack:
         pids = set()

@@ -128,7 +128,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[GunicornServer]:
 
 
 def test_answers_never_get_mixed_up(server: GunicornServer) -> None:
-    tally = asyncio.run(_storm(server, seed="27", seconds=6))
+    tally = asyncio.run(_storm(server, seed="27", seconds=3))
     print(tally.answered, dict(tally.endings))
     assert [] == tally.failures
     assert tally.answered >= 300

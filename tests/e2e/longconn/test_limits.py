@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.longconn_client import Broken, Conversation, request
 from tests.support.longconn_server import GunicornServer, gunicorn_server
+from tests.support.opened import close_opened, opened
 
 MIRROR = "tests.support.longconn_mirror:application"
 SOON = 8.0
@@ -60,19 +61,10 @@ def limited(
         yield server
 
 
-_opened: list[Conversation] = []
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays_open() -> Iterator[None]:
-    yield
-    close_all(_opened)
-    _opened.clear()
-
-
 def talk(server: GunicornServer, source: str = "127.0.0.1") -> Conversation:
-    _opened.append(Conversation(server.connect(timeout=10.0, source=source)))
-    return _opened[-1]
+    conversation = Conversation(server.connect(timeout=10.0, source=source))
+    opened(conversation.socket)
+    return conversation
 
 
 def eventually(condition: Callable[[], object], *, within: float = SOON) -> None:
@@ -115,6 +107,7 @@ def close_all(clients: list[Conversation]) -> None:
 # Deadlines.
 
 
+@pytest.mark.together
 def test_a_head_that_does_not_come_to_its_end_is_answered_408(strict: GunicornServer) -> None:
     with talk(strict) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n")
@@ -131,6 +124,7 @@ def test_a_head_that_trickles_gains_no_time(strict: GunicornServer) -> None:
         assert time.monotonic() - started > 0.9
 
 
+@pytest.mark.together
 def test_the_head_of_a_second_request_has_a_deadline_of_its_own(strict: GunicornServer) -> None:
     with talk(strict) as client:
         assert 200 == client.get().status
@@ -143,6 +137,7 @@ def test_the_head_of_a_second_request_has_a_deadline_of_its_own(strict: Gunicorn
         assert [408] == refusals(client)
 
 
+@pytest.mark.together
 def test_who_says_nothing_at_all_is_closed(strict: GunicornServer) -> None:
     with talk(strict) as client:
         assert refusals(client) in ([], [408])
@@ -158,6 +153,7 @@ def test_a_body_that_stops_is_answered_408(strict: GunicornServer, name: str, fr
         assert [408] == refusals(client)
 
 
+@pytest.mark.together
 def test_a_body_that_nobody_reads_must_come_too(strict: GunicornServer) -> None:
     """The answer needs no body, but the connection does not wait for ever for its rest."""
     with talk(strict) as client:
@@ -166,6 +162,7 @@ def test_a_body_that_nobody_reads_must_come_too(strict: GunicornServer) -> None:
         assert refusals(client) in ([], [408])
 
 
+@pytest.mark.together
 def test_a_body_that_comes_within_the_gap_is_read(strict: GunicornServer) -> None:
     with talk(strict) as client:
         client.send(request("POST", "/whole", ["Content-Length: 100"]))
@@ -177,6 +174,7 @@ def test_a_body_that_comes_within_the_gap_is_read(strict: GunicornServer) -> Non
         assert 100 == json.loads(reply.body)["length"]
 
 
+@pytest.mark.together
 def test_a_body_below_the_minimum_rate_is_answered_408(strict: GunicornServer) -> None:
     """5 bytes/s where 50 are due: the gap never lasts, the rate is asked for after five seconds."""
     with talk(strict) as client:
@@ -188,6 +186,7 @@ def test_a_body_below_the_minimum_rate_is_answered_408(strict: GunicornServer) -
         assert [408] == refusals(client)
 
 
+@pytest.mark.together
 def test_who_does_not_read_an_answer_is_cut(strict: GunicornServer) -> None:
     with contextlib.closing(socket.socket()) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -202,6 +201,7 @@ def test_who_does_not_read_an_answer_is_cut(strict: GunicornServer) -> None:
         assert 0 < received < 40_000_000
 
 
+@pytest.mark.together
 def test_a_slow_reader_that_keeps_reading_gets_everything(strict: GunicornServer) -> None:
     with talk(strict) as client:
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
@@ -214,6 +214,7 @@ def test_a_slow_reader_that_keeps_reading_gets_everything(strict: GunicornServer
         assert len(received) >= 5_000_000
 
 
+@pytest.mark.together
 def test_a_parked_connection_is_closed_when_it_was_idle_too_long(strict: GunicornServer) -> None:
     with talk(strict) as client:
         for _ in range(3):  # each request begins the time anew
@@ -222,6 +223,7 @@ def test_a_parked_connection_is_closed_when_it_was_idle_too_long(strict: Gunicor
         assert [] == client.until_closed(within=SOON)  # and nobody is told anything: there is no request to answer
 
 
+@pytest.mark.together
 def test_an_application_that_takes_too_long_is_answered_504() -> None:
     with limited(request_timeout=1) as server:
         with talk(server) as client:
@@ -232,6 +234,7 @@ def test_an_application_that_takes_too_long_is_answered_504() -> None:
 
 
 @pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"], ids=["nothing", "a part"])
+@pytest.mark.together
 def test_a_tls_client_that_never_finishes_its_handshake_is_closed(hello: bytes) -> None:
     with limited(tls=True, handshake_timeout=1) as server:
         with contextlib.closing(server.connect(raw=True)) as client:
@@ -244,6 +247,7 @@ def test_a_tls_client_that_never_finishes_its_handshake_is_closed(hello: bytes) 
             assert 200 == other.get().status
 
 
+@pytest.mark.together
 def test_gunicorns_own_settings_are_the_defaults() -> None:
     with limited("--keep-alive", "1", "--worker-connections", "3") as server:
         with talk(server) as client:
@@ -259,12 +263,14 @@ def test_gunicorns_own_settings_are_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("path", ["/whole", "/stream", "/file", "/ignore"])
+@pytest.mark.together
 def test_a_body_that_announces_too_much_is_answered_413(strict: GunicornServer, path: str) -> None:
     with talk(strict) as client:
         client.send(request("POST", path, [f"Content-Length: {MAX_BODY + 1}"]))
         assert [413] == refusals(client)
 
 
+@pytest.mark.together
 def test_a_client_that_asks_first_is_not_told_to_continue_with_too_much(strict: GunicornServer) -> None:
     with talk(strict) as client:
         client.send(request("POST", "/whole", ["Expect: 100-continue", f"Content-Length: {MAX_BODY + 1}"]))
@@ -277,6 +283,7 @@ def test_a_client_that_asks_first_is_not_told_to_continue_with_too_much(strict: 
 
 @pytest.mark.parametrize("path", ["/whole", "/stream", "/file"])
 @pytest.mark.parametrize("sent", [MAX_BODY + 1, 200_000])
+@pytest.mark.together
 def test_a_chunked_body_that_grows_too_large_is_answered_413(strict: GunicornServer, path: str, sent: int) -> None:
     """Also when the client goes on sending: its answer must not be lost in a reset."""
     chunk = b"%x\r\n%s\r\n" % (100, b"a" * 100)
@@ -287,6 +294,7 @@ def test_a_chunked_body_that_grows_too_large_is_answered_413(strict: GunicornSer
 
 
 @pytest.mark.parametrize("sent", [MAX_BODY + 1, 200_000])
+@pytest.mark.together
 def test_an_announced_body_that_is_sent_all_the_same_does_not_cost_the_answer(
     strict: GunicornServer, sent: int
 ) -> None:
@@ -295,6 +303,7 @@ def test_an_announced_body_that_is_sent_all_the_same_does_not_cost_the_answer(
         assert [413] == refusals(client)
 
 
+@pytest.mark.together
 def test_what_frames_or_follows_a_body_is_no_part_of_it(strict: GunicornServer) -> None:
     """Chunks of one byte take six, and the next requests are here already: neither is the body's size."""
     chunked = b"1\r\na\r\n" * MAX_BODY + b"0\r\n\r\n"
@@ -307,6 +316,7 @@ def test_what_frames_or_follows_a_body_is_no_part_of_it(strict: GunicornServer) 
             assert [200] * 4 == [client.reply().status for _ in range(4)]
 
 
+@pytest.mark.together
 def test_a_body_of_just_the_limit_is_read(strict: GunicornServer) -> None:
     body = b"a" * MAX_BODY
     with talk(strict) as client:
@@ -325,6 +335,7 @@ def test_a_body_of_just_the_limit_is_read(strict: GunicornServer) -> None:
     ],
     ids=["line", "field", "fields"],
 )
+@pytest.mark.together
 def test_a_head_beyond_gunicorns_limits_is_refused(strict: GunicornServer, status: int, head: bytes) -> None:
     with talk(strict) as client:
         client.send(head)
@@ -332,6 +343,7 @@ def test_a_head_beyond_gunicorns_limits_is_refused(strict: GunicornServer, statu
 
 
 @pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nX-Endless: "], ids=["line", "field"])
+@pytest.mark.together
 def test_a_head_without_end_is_refused_before_its_deadline(begin: bytes) -> None:
     with limited(head_timeout=60) as server, talk(server) as client:
         client.send(begin)
@@ -340,6 +352,7 @@ def test_a_head_without_end_is_refused_before_its_deadline(begin: bytes) -> None
         assert statuses in ([414], [431])
 
 
+@pytest.mark.together
 def test_all_incomplete_heads_together_have_a_limit() -> None:
     """The oldest are closed for the newest, whoever completes a head is served, and memory stays bounded."""
     part = b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + b"a" * 6000
@@ -359,6 +372,7 @@ def test_all_incomplete_heads_together_have_a_limit() -> None:
         assert 200 == clients[-1].reply().status
 
 
+@pytest.mark.together
 def test_the_last_request_that_a_connection_may_make_says_so(strict: GunicornServer) -> None:
     with talk(strict) as client:
         replies = [client.get() for _ in range(MAX_REQUESTS)]
@@ -366,6 +380,7 @@ def test_the_last_request_that_a_connection_may_make_says_so(strict: GunicornSer
         assert [] == client.until_closed(within=SOON)
 
 
+@pytest.mark.together
 def test_pipelined_requests_count_one_by_one(strict: GunicornServer) -> None:
     with talk(strict) as client:
         client.send(request("GET", "/") * (MAX_REQUESTS + 3))
@@ -374,6 +389,7 @@ def test_pipelined_requests_count_one_by_one(strict: GunicornServer) -> None:
 
 
 @pytest.mark.parametrize(("version", "field"), [("1.1", "Connection: close"), ("1.0", "X-Old: yes")])
+@pytest.mark.together
 def test_an_answer_is_not_lost_when_its_client_goes_on_sending(
     strict: GunicornServer, version: str, field: str
 ) -> None:
@@ -399,9 +415,10 @@ def test_an_answer_is_not_lost_when_its_client_goes_on_sending(
 # Numbers of connections.
 
 
+@pytest.mark.together
 def test_a_full_worker_answers_503_when_every_connection_works() -> None:
     with limited(max_connections=4, retry_after=7) as server:
-        clients = working(server, 4, 3)
+        clients = working(server, 4, 2.5)
         for _ in range(20):
             with talk(server) as refused:
                 reply = refused.get()
@@ -412,6 +429,7 @@ def test_a_full_worker_answers_503_when_every_connection_works() -> None:
             assert 200 == client.get().status
 
 
+@pytest.mark.together
 def test_a_full_worker_closes_incomplete_heads_before_parked_connections_and_the_oldest_first() -> None:
     """Newcomers are served meanwhile, and whoever works goes on working."""
     with limited("--keep-alive", "600", max_connections=12, head_timeout=60) as server:
@@ -419,19 +437,19 @@ def test_a_full_worker_closes_incomplete_heads_before_parked_connections_and_the
         for _ in range(4):
             parked.append(talk(server))
             assert 200 == parked[-1].get().status
-            time.sleep(0.25)
+            time.sleep(0.15)
         heads = []
         for _ in range(4):
             heads.append(talk(server))
             heads[-1].send(b"GET / HTTP/1.1\r\n")
-            time.sleep(0.25)
-        workers = working(server, 4, 4)
+            time.sleep(0.15)
+        workers = working(server, 4, 2.5)
         order = heads + parked
         newcomers = []
         for _ in range(8):
             newcomers.append(talk(server))
             assert 200 == newcomers[-1].get().status
-            time.sleep(0.15)
+            time.sleep(0.1)
             closed = [client.is_closed() for client in order]
             assert closed[0]
             assert sorted(closed, reverse=True) == closed, "a later one was closed before an earlier one"
@@ -439,6 +457,7 @@ def test_a_full_worker_closes_incomplete_heads_before_parked_connections_and_the
         assert [200] * 4 == [client.reply().status for client in workers]
 
 
+@pytest.mark.together
 def test_a_full_worker_closes_a_slow_transfer_before_parked_connections() -> None:
     with limited("--keep-alive", "600", max_connections=4, body_timeout=60, body_rate=1000) as server:
         parked = [talk(server) for _ in range(2)]
@@ -455,6 +474,7 @@ def test_a_full_worker_closes_a_slow_transfer_before_parked_connections() -> Non
         assert [200] * 4 == [client.get().status for client in (*parked, *newcomers)]
 
 
+@pytest.mark.together
 def test_one_client_may_have_only_so_many_connections() -> None:
     with limited(max_connections_per_client=3) as server:
         clients = [talk(server, "127.0.0.2") for _ in range(3)]
@@ -468,9 +488,10 @@ def test_one_client_may_have_only_so_many_connections() -> None:
         eventually(lambda: _status(server, "127.0.0.2") == 200)
 
 
+@pytest.mark.together
 def test_all_workers_together_may_have_only_so_many_connections() -> None:
     with limited(workers=2, max_connections_total=6) as server:
-        clients = working(server, 6, 4)
+        clients = working(server, 6, 2)
         statuses = [_status(server) for _ in range(5)]
         assert [503] * 5 == statuses
         assert [200] * 6 == [client.reply().status for client in clients]
@@ -492,7 +513,7 @@ def test_a_reserved_listener_answers_when_the_others_are_full(tmp_path: Path) ->
     admin = f"unix:{tmp_path}/a"
     binds = ("--bind", "127.0.0.1:0", "--bind", admin)
     with limited(*binds, max_connections=6, reserved_connections=2, reserved_listeners=admin) as server:
-        clients = working(server, 6, 4)
+        clients = working(server, 6, 2)
         assert 503 == _status(server)
         for _ in range(5):
             with contextlib.closing(socket.socket(socket.AF_UNIX)) as connection:
@@ -527,11 +548,12 @@ def test_descriptors_that_run_out_are_no_storm_of_errors() -> None:
         assert [worker] == server.worker_pids()
 
 
+@pytest.mark.together
 def test_descriptors_that_run_out_while_all_work_are_told_and_not_kept_waiting() -> None:
     with limited() as server:
         (worker,) = server.worker_pids()
         leave_descriptors(worker, 10)
-        clients = working(server, 30, 3)
+        clients = working(server, 30, 2)
         with ThreadPoolExecutor(30) as pool:
             outcomes = list(pool.map(_outcome, clients))
         assert set(outcomes) <= {200, 503, "closed"}
@@ -540,6 +562,7 @@ def test_descriptors_that_run_out_while_all_work_are_told_and_not_kept_waiting()
         eventually(lambda: _status(server) == 200)
 
 
+@pytest.mark.together
 def test_the_options_of_every_socket_are_set(strict: GunicornServer) -> None:
     with talk(strict) as client:
         options = json.loads(client.get("/socket").body)
@@ -571,6 +594,7 @@ def _crowd(server: GunicornServer) -> set[str]:
             client.send(request("GET", "/"))
             outcome = _outcome(client)
         everyone_has_asked.wait()
+        close_opened()
         return {200: "answered", 503: "answered", "closed": "refused"}.get(outcome, str(outcome))
 
     with ThreadPoolExecutor(CLIENTS) as pool:

@@ -158,15 +158,17 @@ def test_a_worker_that_hangs_is_aborted_and_replaced(
 
 
 @pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.together
 def test_an_idle_worker_is_not_taken_for_one_that_hangs(worker: str) -> None:
     with gunicorn_server("--timeout", "2", worker=worker) as server:
         before = server.worker_pids()
-        time.sleep(4.5)
+        time.sleep(3.5)
         assert b"pong" == server.get("/")[2]
         assert before == server.worker_pids()
 
 
 @pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.together
 def test_a_worker_that_is_killed_is_replaced(worker: str) -> None:
     with gunicorn_server(*KEEP, worker=worker, workers=2) as server:
         first, second = server.worker_pids()
@@ -178,6 +180,7 @@ def test_a_worker_that_is_killed_is_replaced(worker: str) -> None:
 
 
 @pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.together
 def test_a_request_in_flight_is_answered_before_the_worker_ends(worker: str) -> None:
     with gunicorn_server(*KEEP, worker=worker) as server, server.client(10.0) as client, server.client() as idle:
         assert b"pong" == idle.ask("/").body
@@ -200,6 +203,7 @@ def test_an_application_that_cannot_be_loaded_ends_the_server(worker: str, tmp_p
 
 
 @pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.together
 def test_an_application_may_be_loaded_before_the_fork(worker: str) -> None:
     with gunicorn_server("--preload", worker=worker, workers=2) as server:
         assert b"pong" == server.get("/flask/")[2]
@@ -207,6 +211,7 @@ def test_an_application_may_be_loaded_before_the_fork(worker: str) -> None:
 
 
 @pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.together
 def test_workers_may_belong_to_another_user(worker: str) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may change the user")
@@ -264,7 +269,7 @@ LOGGED = [
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sides, dict[GunicornServerId, Path]]]:
     folder = tmp_path_factory.mktemp("logs")
-    files = {worker: folder / worker.replace(".", "-") for worker in WORKERS}
+    files = {worker: folder / worker.replace(".", "-") for worker in (STOCK, PARKING)}
     arguments = (*KEEP, "--access-logformat", FORMAT, "--http-parser", "python")
     with (
         gunicorn_server(*arguments, "--access-logfile", str(files[STOCK]), worker=STOCK) as stock,
@@ -323,6 +328,7 @@ def test_the_access_log_says_when_by_whom_and_how_long(
 
 
 @pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.together
 def test_the_access_log_may_go_to_the_standard_output(worker: str) -> None:
     with gunicorn_server(*KEEP, "--access-logfile", "-", worker=worker) as server:
         server.get("/echo?marked", [("User-Agent", "me")])
@@ -355,6 +361,7 @@ def test_usr1_reopens_the_logs(worker: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.together
 def test_statsd_hears_of_every_request(worker: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind(("127.0.0.1", 0))
@@ -381,6 +388,7 @@ def test_statsd_hears_of_every_request(worker: str) -> None:
 
 
 @pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.together
 def test_syslog_gets_both_logs(worker: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind(("127.0.0.1", 0))
@@ -407,6 +415,7 @@ class logger_class(Logger):
 
 
 @pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.together
 def test_a_logger_of_ones_own_hears_of_every_request(worker: str) -> None:
     with gunicorn_server(*KEEP, worker=worker, config=LOGGER) as server:
         server.get("/")
@@ -437,6 +446,7 @@ logconfig_dict = {{
 
 
 @pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.together
 def test_a_worker_is_replaced_after_max_requests_and_no_request_fails(worker: str) -> None:
     with gunicorn_server(*KEEP, "--max-requests", "7", worker=worker) as server:
         seen: set[int] = set()
@@ -451,6 +461,7 @@ def test_a_worker_is_replaced_after_max_requests_and_no_request_fails(worker: st
 
 
 @pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.together
 def test_the_answer_to_the_last_request_of_a_worker_says_that_it_closes(worker: str) -> None:
     with gunicorn_server(*KEEP, "--max-requests", "3", worker=worker) as server, server.client() as client:
         assert ["keep-alive", "keep-alive", "close"] == [client.ask("/").headers["Connection"] for _ in range(3)]
@@ -589,6 +600,7 @@ def test_usr2_hands_over_to_a_new_master_without_a_failed_request(worker: str, t
 
 
 @pytest.mark.parametrize("worker", WORKERS)
+@pytest.mark.together
 def test_usr2_can_be_taken_back(worker: str) -> None:
     with gunicorn_server(*KEEP, worker=worker) as server, Visitor(server) as visitor:
         server.signal(signal.SIGUSR2)

@@ -53,17 +53,11 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["tcp", "tls"])
+@pytest.fixture(scope="module", params=[pytest.param(False, marks=pytest.mark.prove), True], ids=["tcp", "tls"])
 def server(events: Path, request: pytest.FixtureRequest) -> Iterator[GunicornServer]:
     """A server for all tests that do not end it."""
     with endpoints(events, tls=request.param) as running:
         yield running
-
-
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    """A name of a connection that no other test uses."""
-    return re.sub(r"\W", "-", request.node.name)
 
 
 def upgraded(server: GunicornServer, name: str, *commands: str, after: str = "return", kind: str = "other") -> Client:
@@ -123,6 +117,7 @@ def figures(server: GunicornServer) -> dict[str, int]:
 # What wakes it.
 
 
+@pytest.mark.together
 def test_what_the_client_sends_wakes_it(server: GunicornServer, name: str) -> None:
     with upgraded(server, name) as client:
         for number in range(5):
@@ -132,6 +127,7 @@ def test_what_the_client_sends_wakes_it(server: GunicornServer, name: str) -> No
         assert ["together", "with this", "later"] == [line(client) for _ in range(3)]
 
 
+@pytest.mark.together
 def test_a_message_in_many_pieces_arrives_whole(server: GunicornServer, name: str) -> None:
     with upgraded(server, name) as client:
         for byte in b"say one by one\n":
@@ -143,6 +139,7 @@ def test_a_message_in_many_pieces_arrives_whole(server: GunicornServer, name: st
 
 
 @pytest.mark.parametrize("framing", ["no body", "a body"])
+@pytest.mark.together
 def test_bytes_that_came_with_the_request_are_its_first(server: GunicornServer, name: str, framing: str) -> None:
     with server.client(10.0) as client:
         body = b"Content-Length: 3\r\n\r\nabc" if framing == "a body" else b"\r\n"
@@ -153,12 +150,14 @@ def test_bytes_that_came_with_the_request_are_its_first(server: GunicornServer, 
         assert "earlier" == line(client)
 
 
+@pytest.mark.together
 def test_bytes_that_arrive_while_the_application_runs_are_not_lost(server: GunicornServer, name: str) -> None:
     with upgraded(server, name, after="sleep 0.4") as client:
         command(client, "say meanwhile")
         assert "meanwhile" == line(client)
 
 
+@pytest.mark.together
 def test_bytes_that_arrive_behind_a_body_while_it_is_read_are_not_lost(server: GunicornServer, name: str) -> None:
     with server.client(10.0) as client:
         client.send(f"POST /upgrade?name={name} HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nabc".encode())
@@ -168,12 +167,14 @@ def test_bytes_that_arrive_behind_a_body_while_it_is_read_are_not_lost(server: G
         assert "behind" == line(client)
 
 
+@pytest.mark.together
 def test_a_client_that_leaves_ends_it(server: GunicornServer, events: Path, name: str) -> None:
     upgraded(server, name).close()
     assert_ended_once(events, name, "client")
     assert {"alive": False, "descriptor": -1} == json.loads(ask(server, "/alive", name))
 
 
+@pytest.mark.together
 def test_a_reset_counts_as_leaving(server: GunicornServer, events: Path, name: str) -> None:
     client = upgraded(server, name)
     command(client, "say hello")
@@ -182,6 +183,7 @@ def test_a_reset_counts_as_leaving(server: GunicornServer, events: Path, name: s
     assert_ended_once(events, name, "client")
 
 
+@pytest.mark.together
 def test_a_client_that_left_before_the_application_returned_has_left(
     server: GunicornServer, events: Path, name: str
 ) -> None:
@@ -189,6 +191,7 @@ def test_a_client_that_left_before_the_application_returned_has_left(
     assert_ended_once(events, name, "client")
 
 
+@pytest.mark.together
 def test_after_a_half_close_the_endpoint_can_still_speak(events: Path, name: str) -> None:
     with endpoints(events) as server, upgraded(server, name, "on left say goodbye", "on left large 500000") as client:
         command(client, "say hello")
@@ -200,6 +203,7 @@ def test_after_a_half_close_the_endpoint_can_still_speak(events: Path, name: str
         assert_ended_once(events, name, "upgraded")
 
 
+@pytest.mark.together
 def test_what_a_slow_client_does_not_take_goes_on_when_it_does(server: GunicornServer, events: Path, name: str) -> None:
     size = 12_000_000
     with upgraded(server, name) as client:
@@ -219,6 +223,7 @@ def test_what_a_slow_client_does_not_take_goes_on_when_it_does(server: GunicornS
     assert_ended_once(events, name, "client")
 
 
+@pytest.mark.together
 def test_room_that_comes_while_its_method_still_runs_is_not_missed(
     server: GunicornServer, events: Path, name: str
 ) -> None:
@@ -229,6 +234,7 @@ def test_room_that_comes_while_its_method_still_runs_is_not_missed(
     assert "writable" in happened(events, name)
 
 
+@pytest.mark.together
 def test_room_wakes_what_the_application_itself_began_to_send(server: GunicornServer, events: Path, name: str) -> None:
     size = 12_000_000
     with upgraded(server, name, f"large {size}", after="sleep 0.2") as client:
@@ -237,6 +243,7 @@ def test_room_wakes_what_the_application_itself_began_to_send(server: GunicornSe
     assert "writable" in happened(events, name)
 
 
+@pytest.mark.together
 def test_its_client_is_heard_while_it_does_not_read(server: GunicornServer, events: Path, name: str) -> None:
     with upgraded(server, name, "on message close upgraded") as client:
         command(client, "large 20000000")
@@ -247,6 +254,7 @@ def test_its_client_is_heard_while_it_does_not_read(server: GunicornServer, even
 # Deadlines.
 
 
+@pytest.mark.together
 def test_a_deadline_comes_in_time_and_once(server: GunicornServer, name: str) -> None:
     with upgraded(server, name) as client:
         started = time.monotonic()
@@ -257,6 +265,7 @@ def test_a_deadline_comes_in_time_and_once(server: GunicornServer, name: str) ->
         assert client.silent(0.7)
 
 
+@pytest.mark.together
 def test_a_deadline_set_inside_the_application_call_counts_from_there(server: GunicornServer, name: str) -> None:
     with upgraded(server, name, "wake 0.3", after="sleep 0.6") as client:
         assert "deadline" == line(client)
@@ -265,6 +274,7 @@ def test_a_deadline_set_inside_the_application_call_counts_from_there(server: Gu
         assert "deadline" == line(client)
 
 
+@pytest.mark.together
 def test_a_deadline_can_be_set_anew_from_within(server: GunicornServer, name: str) -> None:
     with upgraded(server, name, "on deadline wake 0.2", "wake 0.2") as client:
         started = time.monotonic()
@@ -272,6 +282,7 @@ def test_a_deadline_can_be_set_anew_from_within(server: GunicornServer, name: st
         assert 0.79 <= time.monotonic() - started
 
 
+@pytest.mark.together
 def test_the_latest_deadline_counts(server: GunicornServer, name: str) -> None:
     with upgraded(server, name, "wake 0.2") as client:
         command(client, "wake 1.2")
@@ -284,6 +295,7 @@ def test_the_latest_deadline_counts(server: GunicornServer, name: str) -> None:
         assert time.monotonic() - started < 3.0
 
 
+@pytest.mark.together
 def test_a_deadline_can_be_cancelled(server: GunicornServer, name: str) -> None:
     with upgraded(server, name, "wake 0.3") as client:
         command(client, "wake never")
@@ -292,18 +304,21 @@ def test_a_deadline_can_be_cancelled(server: GunicornServer, name: str) -> None:
         assert "deadline" == line(client)
 
 
+@pytest.mark.together
 def test_another_request_may_set_its_deadline(server: GunicornServer, name: str) -> None:
     with upgraded(server, name) as client:
         ask(server, "/do", name, "wake 0.2")
         assert "deadline" == line(client)
 
 
+@pytest.mark.together
 def test_a_deadline_that_passes_while_its_method_runs_is_not_lost(server: GunicornServer, name: str) -> None:
     with upgraded(server, name) as client:
         command(client, "wake 0.2", "sleep 0.6", "say slept")
         assert ["slept", "deadline"] == [line(client) for _ in range(2)]
 
 
+@pytest.mark.together
 def test_it_has_no_deadline_of_http(name: str, events: Path) -> None:
     short = {f"LONGCONN_{what}_TIMEOUT": "0.5" for what in ("IDLE", "HEAD", "BODY", "WRITE", "REQUEST")}
     with endpoints(events, environment=short) as server, upgraded(server, name) as client:
@@ -316,12 +331,14 @@ def test_it_has_no_deadline_of_http(name: str, events: Path) -> None:
 
 
 @pytest.mark.parametrize("origin", ["greenlet", "thread"])
+@pytest.mark.together
 def test_messages_come_in_the_order_of_posting(server: GunicornServer, name: str, origin: str) -> None:
     with upgraded(server, name) as client:
         ask(server, f"/post?messages={MANY}&from={origin}", name)
         assert [f"message {number}" for number in range(MANY)] == [line(client) for _ in range(MANY)]
 
 
+@pytest.mark.together
 def test_messages_that_come_while_its_method_blocks_wait(server: GunicornServer, events: Path, name: str) -> None:
     with upgraded(server, name, "on message sleep 0.2", "on message say slept") as client:
         for _ in range(3):
@@ -330,6 +347,7 @@ def test_messages_that_come_while_its_method_blocks_wait(server: GunicornServer,
     assert_ended_once(events, name, "client")
 
 
+@pytest.mark.together
 def test_methods_of_one_connection_never_overlap(server: GunicornServer, events: Path, name: str) -> None:
     blocking = [f"on {method} sleep 0.05" for method in ("readable", "deadline", "message")]
     with upgraded(server, name, *blocking, "on deadline wake 0.1", "wake 0.1") as client:
@@ -345,6 +363,7 @@ def test_methods_of_one_connection_never_overlap(server: GunicornServer, events:
     assert_ended_once(events, name, "client")
 
 
+@pytest.mark.together
 def test_a_method_that_blocks_holds_up_no_other_connection(server: GunicornServer, name: str) -> None:
     with upgraded(server, f"{name}-one") as blocked, upgraded(server, f"{name}-other") as other:
         command(blocked, "sleep 1.5", "say at last")
@@ -355,6 +374,7 @@ def test_a_method_that_blocks_holds_up_no_other_connection(server: GunicornServe
         assert "at last" == line(blocked)
 
 
+@pytest.mark.together
 def test_a_message_posted_inside_the_application_call_arrives(server: GunicornServer, name: str) -> None:
     with upgraded(server, name, after="sleep 0.4") as client:
         ask(server, "/post?messages=2", name)
@@ -362,6 +382,7 @@ def test_a_message_posted_inside_the_application_call_arrives(server: GunicornSe
 
 
 @pytest.mark.parametrize("origin", ["greenlet", "thread"])
+@pytest.mark.together
 def test_a_message_to_a_connection_that_has_ended_is_dropped(
     server: GunicornServer, events: Path, name: str, origin: str
 ) -> None:
@@ -376,6 +397,7 @@ def test_a_message_to_a_connection_that_has_ended_is_dropped(
 # How it ends.
 
 
+@pytest.mark.together
 def test_it_may_be_closed_from_its_own_methods(server: GunicornServer, events: Path, name: str) -> None:
     with upgraded(server, name) as client:
         command(client, "say bye", "close idle", "close client")
@@ -383,6 +405,7 @@ def test_it_may_be_closed_from_its_own_methods(server: GunicornServer, events: P
     assert_ended_once(events, name, "idle")
 
 
+@pytest.mark.together
 def test_it_may_be_closed_from_another_request(server: GunicornServer, events: Path, name: str) -> None:
     with upgraded(server, name) as client:
         ask(server, "/do", name, "close evicted")
@@ -390,6 +413,7 @@ def test_it_may_be_closed_from_another_request(server: GunicornServer, events: P
     assert_ended_once(events, name, "evicted")
 
 
+@pytest.mark.together
 def test_it_may_be_closed_while_its_method_blocks(server: GunicornServer, events: Path, name: str) -> None:
     with upgraded(server, name) as client:
         command(client, "sleep 0.4", "say into the void")
@@ -400,6 +424,7 @@ def test_it_may_be_closed_while_its_method_blocks(server: GunicornServer, events
     assert_ended_once(events, name, "evicted")
 
 
+@pytest.mark.together
 def test_it_may_be_closed_inside_the_application_call(server: GunicornServer, events: Path, name: str) -> None:
     with upgraded(server, name, "close idle") as client:
         assert client.ended()
@@ -432,6 +457,7 @@ def test_an_error_in_a_method_is_logged_and_ends_only_that_connection(
 
 
 @pytest.mark.parametrize("error", ["OSError", "SystemExit", "GreenletExit", "Timeout", "Unusual"])
+@pytest.mark.together
 def test_whatever_a_method_raises_ends_its_connection(
     server: GunicornServer, events: Path, name: str, error: str
 ) -> None:
@@ -455,6 +481,7 @@ def test_an_error_in_closed_is_logged(server: GunicornServer, events: Path, name
     assert b"pong" == server.get("/")[2]
 
 
+@pytest.mark.together
 def test_closing_it_for_a_reason_that_is_none_is_an_error_of_the_method(
     server: GunicornServer, events: Path, name: str
 ) -> None:
@@ -465,6 +492,7 @@ def test_closing_it_for_a_reason_that_is_none_is_an_error_of_the_method(
 
 
 @pytest.mark.parametrize("error", ["RuntimeError", "OSError", "Unusual"])
+@pytest.mark.together
 def test_an_application_that_raises_after_the_hand_over_ends_it(
     server: GunicornServer, events: Path, name: str, error: str
 ) -> None:
@@ -479,11 +507,13 @@ def test_an_application_that_raises_after_the_hand_over_ends_it(
 # When it cannot be handed over.
 
 
+@pytest.mark.together
 def test_a_connection_whose_answer_has_begun_is_not_handed_over(server: GunicornServer) -> None:
     status, _, body = server.get("/refused?how=late")
     assert (200, True) == (status, body.startswith(b"begun, UpgradeError: the answer has begun"))
 
 
+@pytest.mark.together
 def test_a_connection_is_handed_over_once(server: GunicornServer) -> None:
     with server.client(10.0) as client:
         client.send(b"GET /refused?how=twice HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -495,6 +525,7 @@ def test_a_connection_is_handed_over_once(server: GunicornServer) -> None:
 
 @pytest.mark.parametrize("framing", ["Content-Length: 9", "Transfer-Encoding: chunked"])
 @pytest.mark.parametrize("arrives", ["never", "meanwhile"])
+@pytest.mark.together
 def test_a_connection_with_an_unread_body_is_not_handed_over(
     server: GunicornServer, framing: str, arrives: str
 ) -> None:
@@ -566,6 +597,7 @@ def drained(log: Callable[[], str]) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.together
 def test_it_is_told_once_that_the_worker_leaves(events: Path, name: str, number: int) -> None:
     with endpoints(events) as server, upgraded(server, name) as client:
         (pid,) = server.worker_pids()
@@ -585,6 +617,7 @@ def test_it_is_told_once_that_the_worker_leaves(events: Path, name: str, number:
             assert 0 == server.process.wait(5)
 
 
+@pytest.mark.together
 def test_the_worker_leaves_as_soon_as_the_last_has_ended(events: Path, name: str) -> None:
     with endpoints(events) as server, upgraded(server, name, "on draining close drain") as client:
         started = time.monotonic()
@@ -594,6 +627,7 @@ def test_the_worker_leaves_as_soon_as_the_last_has_ended(events: Path, name: str
         assert_ended_once(events, name, "drain")
 
 
+@pytest.mark.together
 def test_what_has_not_ended_at_the_deadline_is_cut(events: Path, name: str) -> None:
     with (
         endpoints(events, "--graceful-timeout", "3") as server,
@@ -611,6 +645,7 @@ def test_what_has_not_ended_at_the_deadline_is_cut(events: Path, name: str) -> N
         assert 1 == len(ends(events, f"{name}-busy"))
 
 
+@pytest.mark.together
 def test_one_handed_over_while_the_worker_leaves_is_told_too(events: Path, name: str) -> None:
     with endpoints(events, "--graceful-timeout", "8") as server, upgraded(server, name, after="sleep 1.0") as client:
         server.signal(signal.SIGTERM)
@@ -620,6 +655,7 @@ def test_one_handed_over_while_the_worker_leaves_is_told_too(events: Path, name:
         assert 1 == happened(events, name).count("draining")
 
 
+@pytest.mark.together
 def test_one_whose_application_began_before_the_worker_leaves_is_told_too(events: Path, name: str) -> None:
     with endpoints(events, "--graceful-timeout", "8") as server, server.client(10.0) as client:
         target = f"/upgrade?name={name}"
@@ -634,6 +670,7 @@ def test_one_whose_application_began_before_the_worker_leaves_is_told_too(events
         assert 0 == server.process.wait(5)
 
 
+@pytest.mark.together
 def test_the_last_words_reach_a_client_that_is_just_sending(events: Path, name: str) -> None:
     with endpoints(events) as server, upgraded(server, name) as client:
         command(client, "on readable say " + "y" * 200_000, "on readable close upgraded")
