@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.gunicorn import eventually
 from tests.support.longconn_server import GunicornServer, gunicorn_server
+from tests.support.opened import opened
 
 APP = "tests.support.longconn_endpoints:application"
 QUICK = {"LONGCONN_BLOCKED_THRESHOLD": "0.1"}
@@ -29,6 +30,8 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def two_workers() -> Iterator[GunicornServer]:
     """Two workers that balance their connections."""
     with gunicorn_server("--graceful-timeout", "5", app=APP, workers=2) as server:
+        eventually(lambda: all(f"Worker {pid} parks" in server.log() for pid in server.worker_pids()))
+        time.sleep(0.3)  # the line is written just before a worker accepts
         yield server
 
 
@@ -96,7 +99,7 @@ def test_a_loop_that_does_not_stand_still_is_not_in_the_log() -> None:
 def test_either_worker_tells_of_both(two_workers: GunicornServer) -> None:
     server = two_workers
     pids = server.worker_pids()
-    held = [server.client() for _ in range(40)]
+    held = [opened(server.client()) for _ in range(40)]
     assert {str(pid).encode() for pid in pids} == {client.ask("/pid").body for client in held}
     time.sleep(0.5)
     for pid in pids:
@@ -108,14 +111,12 @@ def test_either_worker_tells_of_both(two_workers: GunicornServer) -> None:
         assert 40 <= count(found, "longconn_requests_total") <= 40 + 200
         assert 40 <= count(found, "longconn_accepts_total")
         assert 0 < count(found, "longconn_bytes_total", direction="out")
-    for client in held:
-        client.close()
 
 
 def test_counters_outlive_a_worker_that_is_killed(two_workers: GunicornServer) -> None:
     server = two_workers
     first, second = server.worker_pids()
-    held = [server.client() for _ in range(40)]
+    held = [opened(server.client()) for _ in range(40)]
     for client in held:
         client.ask("/")
     time.sleep(0.5)
@@ -129,8 +130,6 @@ def test_counters_outlive_a_worker_that_is_killed(two_workers: GunicornServer) -
         assert [name for name in grown if after[name, ()] < before[name, ()]] == []
         assert 0 == count(after, "longconn_open_connections", worker=str(first))
     eventually(lambda: 2 == count(metrics_of(server, third), "longconn_workers", state="serving"))
-    for client in held:
-        client.close()
 
 
 def test_the_master_does_not_load_the_metrics_library() -> None:
