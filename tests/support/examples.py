@@ -9,7 +9,7 @@ from hypothesis import settings
 __all__ = ["load_profile", "many"]
 
 QUICK = 20
-THOROUGH = 100
+THOROUGH = 50
 
 
 def load_profile() -> None:
@@ -22,4 +22,4 @@ def load_profile() -> None:
 
 def many(count: int) -> int:
     """`count` examples, or fewer on every save."""
-    return count if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else max(10, count * QUICK // THOROUGH)
+    return count if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else max(10, count // 5)
