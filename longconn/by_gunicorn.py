@@ -26,8 +26,6 @@ __all__ = ["GUNICORNS", "ByGunicorn", "stop_reading"]
 class _Gunicorns:
     """Attached to a connection that gunicorn's own code serves: HTTP/2, or a protocol that is not HTTP."""
 
-    pace = None
-
     def is_slow(self, now: float) -> bool:
         """Its transfers are not measured."""
         del now

@@ -33,8 +33,6 @@ LARGEST_PREAMBLE = 600
 class _Following:
     """Attached to a connection whose next request has arrived with the last one."""
 
-    pace = None
-
 
 FOLLOWING = _Following()
 
