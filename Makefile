@@ -2,20 +2,23 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Most tests wait for something. Those that measure come after, one by one.
+TESTS_AT_ONCE ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check unit prove bench bench-worker lock clean
+.PHONY: help run test check unit prove bench bench-ratelimit bench-worker lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/runtime ## start the service, its admin listener and a demo backend; Ctrl-C stops all
 	@exec $(BIN)/python -m service run
 
 test: check ## lint, types, layers, then every test but the long proofs, with the coverage gate
 	$(BIN)/coverage erase
-	HYPOTHESIS_PROFILE=thorough $(BIN)/coverage run -m pytest -m "not prove"
+	HYPOTHESIS_PROFILE=thorough $(BIN)/coverage run -m pytest -m "not prove and not alone" -n $(TESTS_AT_ONCE) --dist loadfile
+	HYPOTHESIS_PROFILE=thorough $(BIN)/coverage run -m pytest -m "alone and not prove"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -33,6 +36,9 @@ prove: $(VENV)/development ## the long proofs: load, chaos, soak
 
 bench: $(VENV)/development ## time the library beside its peers, in one run
 	$(BIN)/python -m bench
+
+bench-ratelimit: $(VENV)/development ## the rate limiter beside its peers: five minutes, and the machine to itself
+	$(BIN)/python -m bench ratelimit
 
 bench-worker: $(VENV)/development ## the parking worker beside its peers: an hour, and the machine to itself
 	$(BIN)/python -m bench worker

@@ -65,6 +65,11 @@ def on_starting(_server: Any) -> None:
     master.open_peer_directory()
 
 
+def nworkers_changed(_server: Any, count: int, _before: int | None) -> None:
+    """However it was: by the configuration, the command line, or a signal."""
+    master.expect_workers(count)
+
+
 def on_exit(_server: Any) -> None:
     """Leave nothing behind."""
     master.remove_peer_directory()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from resilience.core.limiter import Decision, Limit, Quota
 from resilience.decorators.breaker import CircuitBreaker, CircuitOpen, CircuitSnapshot, circuit_breaker
-from resilience.decorators.limiter import LimiterSnapshot, RateLimiter, rate_limit
+from resilience.decorators.combined import CombinedLimiter, all_of
+from resilience.decorators.limiter import LimiterSnapshot, RateLimiter, rate_limit, shared_limit
 from resilience.errors import RateLimited, Rejected, ResilienceError, StorageUnavailable
 from resilience.scope import caller_key
 from resilience.storage.address import open_storage
@@ -23,6 +24,7 @@ __all__ = [
     "CircuitBreaker",
     "CircuitOpen",
     "CircuitSnapshot",
+    "CombinedLimiter",
     "Decision",
     "Limit",
     "LimiterSnapshot",
@@ -34,11 +36,13 @@ __all__ = [
     "Resilience",
     "ResilienceError",
     "StorageUnavailable",
+    "all_of",
     "caller_key",
     "circuit_breaker",
     "create_admin_blueprint",
     "open_storage",
     "rate_limit",
+    "shared_limit",
 ]
 
 

@@ -18,6 +18,10 @@ class SystemClock:
         """Whole microseconds since some fixed moment."""
         return time.monotonic_ns() // 1_000
 
+    def sleep(self, seconds: float) -> None:
+        """Return when so much time has passed. Under greenlets others run meanwhile."""
+        time.sleep(seconds)
+
 
 SYSTEM_CLOCK = SystemClock()
 """Shared by every policy that is given no other clock."""

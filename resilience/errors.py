@@ -5,7 +5,7 @@
     │   ├── RateLimited             429  the bucket does not hold the cost
     │   └── CircuitOpen             503  (in resilience.decorators.breaker: it is a pybreaker.CircuitBreakerError too)
     └── StorageUnavailable          the shared storage did not answer; the policy decides what follows
-        └── StorageBusy             this process has too many questions under way
+        └── StorageBusy             it did not answer this caller; to others it may
 
 A `Rejected` carries everything that an HTTP edge needs: `status`, `retry_after` in seconds, and the policy's name.
 Of the library it knows the core's values only.
@@ -45,16 +45,29 @@ class Rejected(ResilienceError):
 
 
 class RateLimited(Rejected):
-    """A rate limit refused the call. `decision` holds the numbers behind it, `title` is the policy's name for callers."""
+    """A rate limit refused the call.
+
+    `decision` holds the numbers behind it, `title` is the refusing policy's name for callers, `titles` one name for each
+    quota of the decision. `response` is what the policy wants to be answered, None for the usual problem document.
+    """
 
     status = 429
 
-    def __init__(self, policy: str, decision: Decision, *, title: str | None = None) -> None:
+    def __init__(
+        self,
+        policy: str,
+        decision: Decision,
+        *,
+        title: str | None = None,
+        titles: tuple[str, ...] | None = None,
+    ) -> None:
         wait = decision.retry_after
         advice = "the cost is above the burst, so no wait helps" if wait is None else f"retry in {wait:.3f} s"
         self.title = policy if title is None else title
+        self.titles = (self.title,) * len(decision.quotas) if titles is None else titles
         super().__init__(f"rate limit {self.title!r} exceeded: {advice}", policy=policy, retry_after=wait)
         self.decision = decision
+        self.response: Any = None
 
 
 class StorageUnavailable(ResilienceError):
@@ -62,7 +75,8 @@ class StorageUnavailable(ResilienceError):
 
 
 class StorageBusy(StorageUnavailable):
-    """This process uses all the connections to the storage that it may. Says nothing about the storage's health."""
+    """What this caller asked for is held by someone else: the bucket is locked by a process that stands still, say. Says
+    nothing about the rest of the storage."""
 
 
 def _restored(kind: type[Rejected], arguments: tuple[Any, ...], state: dict[str, Any]) -> Rejected:

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from resilience.core.limiter import Decision
-from resilience.ports import LimitStorage, Scope
+from resilience.errors import RateLimited
+from resilience.ports import LimitStorage, Scope, Stance
 from resilience.storage.address import open_storage
 
-__all__ = ["PROCESS", "ProcessScope", "caller_key", "current_scope", "resolve_scope_with"]
+__all__ = ["PROCESS", "RESOLVERS", "ProcessScope", "caller_key", "current_scope", "resolve_scope_with"]
 
 
 class ProcessScope:
@@ -29,8 +30,8 @@ class ProcessScope:
         """The one that `adopt` offered first, else the storage at RESILIENCE_STORAGE_URI, else `memory://`."""
         storage = self._storage
         if storage is None:
-            on_failure: Any = os.environ.get("RESILIENCE_ON_STORAGE_FAILURE") or "local"
-            opened = open_storage(os.environ.get("RESILIENCE_STORAGE_URI") or "memory://", on_failure=on_failure)
+            on_failure: Any = os.environ.get("RESILIENCE_ON_STORE_FAILURE") or "local"
+            opened = open_storage(os.environ.get("RESILIENCE_STORAGE_URI") or "memory://", on_store_failure=on_failure)
             with self._lock:
                 if self._storage is None:
                     self._storage = opened
@@ -55,23 +56,39 @@ class ProcessScope:
         """Everyone is one caller."""
         return "process"
 
-    def observe(self, policy: str, title: str, decision: Decision) -> None:
+    def method(self) -> str | None:
+        """There is no request."""
+        return None
+
+    def stance(self) -> Stance:
+        """Limits hold."""
+        return "enforce"
+
+    def observe(self, policy: str, titles: tuple[str, ...], decision: Decision) -> None:
         """Nobody to tell."""
+
+    def refuse(self, rejection: RateLimited) -> None:
+        """The exception itself is the answer."""
+
+    def settle(self, then: Callable[[Any], None]) -> bool:  # noqa: ARG002  # the Protocol's signature
+        """There is no response to wait for."""
+        return False
 
 
 PROCESS = ProcessScope()
-_resolvers: list[Callable[[], Scope | None]] = []
+RESOLVERS: list[Callable[[], Scope | None]] = []
+"""Asked in turn. Empty in a program without an edge: then the scope is `PROCESS`, and asking costs nothing."""
 
 
 def resolve_scope_with(resolver: Callable[[], Scope | None]) -> None:
     """Ask `resolver` for the scope of each call first. It answers None when the call is none of its own."""
-    if resolver not in _resolvers:
-        _resolvers.append(resolver)
+    if resolver not in RESOLVERS:
+        RESOLVERS.append(resolver)
 
 
 def current_scope() -> Scope:
     """The scope of the current call."""
-    for resolver in _resolvers:
+    for resolver in RESOLVERS:
         scope = resolver()
         if scope is not None:
             return scope

@@ -14,6 +14,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from longconn import metrics
 from longconn.worker import BOARD
 from resilience import Resilience, create_admin_blueprint
+from resilience.adapters.metrics import render_metrics
 from service import logs, problems
 from service.middleware.access_log import metered
 from service.middleware.chain import build_chain, compose
@@ -114,7 +115,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> Service:
     if token is not None:
         app.register_blueprint(
             create_metrics_blueprint(
-                lambda: metrics.render(BOARD),
+                lambda: metrics.render(BOARD) + render_metrics(app.extensions["resilience"]),
                 media_type=metrics.CONTENT_TYPE,
                 token=token,
                 on_admin_listener=lambda: came_in_on_admin_listener(flask.request.environ, settings.admin_port),

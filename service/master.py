@@ -25,6 +25,7 @@ from service.middleware.chain import refuse_unknown_names
 from service.settings import Settings, SettingsError
 
 __all__ = [
+    "expect_workers",
     "load_settings",
     "open_peer_directory",
     "refuse_to_start",
@@ -77,6 +78,12 @@ def load_settings() -> Settings:
             refuse_to_start(str(error))
         _log.error("configuration not reloaded, the previous one stays", reason=str(error))
     return _settings
+
+
+def expect_workers(count: int) -> None:
+    """Tell workers that start from now on how many there are: while limits count in each of them, each has its share."""
+    global _settings
+    _settings = settings().model_copy(update={"web_concurrency": count})
 
 
 def _read() -> Settings:

@@ -53,7 +53,14 @@ UNITS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "month": 30 * 
 LARGEST_RATE = 100_000_000
 """Up to here limits are exact over every period that is accepted."""
 LONGEST_PERIOD = 366 * 86_400
-STORAGE_SCHEMES = ("redis", "rediss", "redis+unix", "valkey", "valkeys", "valkey+unix", "unix")
+STORAGE = re.compile(
+    # With a password whatever it holds: what opens the storage reads it, and says what is wrong with it.
+    r"memory://(\?buckets=[1-9][0-9]*)?"
+    r"|shm://([A-Za-z0-9_][A-Za-z0-9_.-]{0,63}|/[^?#\s]+)?(\?buckets=[1-9][0-9]*)?"
+    r"|((redis|valkey)\+)?unix://[^\s]+"
+    r"|(redis|valkey)s?(\+(sentinel|cluster))?://([^\s/]*@)?(?P<servers>[^\s/?@]*)([/?][^\s]*)?"
+)
+STORAGE_SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^][:,]*)(:(?P<port>[0-9]{1,5}))?")
 BACKEND_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 MIDDLEWARE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 # As SQLAlchemy reads it, which takes passwords that no other reader of URLs would.
@@ -98,9 +105,15 @@ def _database_url(url: str) -> str:
 
 
 def _storage_uri(uri: str) -> str:
-    usable = uri == "memory://" or (_has_place(uri, STORAGE_SCHEMES) and not any(c.isspace() for c in uri))
-    if not usable:
-        raise ValueError("must be memory:// or redis(s)://<host>[:<port>][/<number>], or redis+unix://<path>")
+    parts = STORAGE.fullmatch(uri)
+    servers = [STORAGE_SERVER.fullmatch(server) for server in (parts["servers"] or "").split(",")] if parts else []
+    ports = [int(server["port"] or 1) for server in servers if server]
+    if parts is None or None in servers or not all(1 <= port <= LARGEST_PORT for port in ports):
+        raise ValueError(
+            "must be memory://, shm://[<name>], redis(s)://<host>[:<port>][/<number>], redis+unix://<path>, "
+            "redis+sentinel://<host>[:<port>][,...]/<service> or redis+cluster://<host>[:<port>][,...]; "
+            "valkey may stand for redis"
+        )
     return uri
 
 
@@ -195,7 +208,10 @@ class Settings(BaseSettings):
     password_queue: Count = 256
     """Passwords that may wait for a thread, per worker; the next one is refused with 503."""
 
-    resilience_storage_uri: Annotated[str, AfterValidator(_storage_uri)] = "memory://"
+    resilience_storage_uri: Annotated[str, AfterValidator(_storage_uri)] | None = None
+    """Where limits count. None: in memory that the workers of this service share."""
+    resilience_on_store_failure: Literal["local", "allow", "deny"] = "local"
+    """Who decides while that does not answer: each worker its share of the limit, or nobody."""
     resilience_admin_token: Secret | None = None
     """Opens the admin listener. None: there is no admin surface."""
     trusted_proxies: Annotated[int, Field(ge=0)] = 0
@@ -273,6 +289,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what the caller passes counts: what surrounds the process is read by `load`, where it is named."""
         return (init_settings,)
+
+    @property
+    def limit_storage(self) -> str:
+        """Where limits count. Two services on one machine have a port each, and so do not count together."""
+        return self.resilience_storage_uri or f"shm://seawall-{self.port}"
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -13,6 +13,7 @@ from service.data.database import Database, open_database
 from service.data.users import SqlUserRepository
 from service.lifecycle import Check, Checks, Lifecycle, process
 from service.middleware.authentication import Authenticator
+from service.processors import available_processors
 from service.security.passwords import PasswordHasher
 from service.security.tokens import TokenSigner
 from service.services.auth import AuthService
@@ -58,7 +59,7 @@ def build_parts(settings: Settings, *, lifecycle: Lifecycle = process) -> Parts:
     backends = build_backends(settings)
     for name, backend in backends.items():
         lifecycle.on_shutdown(f"connections to {name}", backend.close)
-    storage = _storage(settings.resilience_storage_uri)
+    storage = _storage(settings)
     return Parts(
         users=UserService(users, hasher),
         auth=AuthService(users, hasher, signer),
@@ -82,13 +83,17 @@ def _signer(settings: Settings) -> TokenSigner:
     )
 
 
-def _storage(uri: str) -> LimitStorage:
+def _storage(settings: Settings) -> LimitStorage:
     try:
-        return open_storage(uri)
+        return open_storage(
+            settings.limit_storage,
+            on_store_failure=settings.resilience_on_store_failure,
+            workers=settings.web_concurrency or available_processors(),
+        )
     except ValueError:
-        # Without the library's words for it, which repeat the address: it may hold a password.
+        # Without the library's words for it, which may repeat the address: it may hold a password.
         raise SettingsError(
-            "resilience_storage_uri: must be memory:// or the address of a Redis-compatible server, "
+            "resilience_storage_uri: must be memory://, shm://<name>, or the address of a Redis-compatible server, "
             "such as redis://127.0.0.1:6379/0"
         ) from None
     except ImportError as error:

@@ -5,7 +5,8 @@
     POST /admin/circuits/<name>/open         reject calls for the circuit's open time, in every worker
     POST /admin/circuits/<name>/close        let calls pass
     POST /admin/circuits/<name>/reset        close and forget every count
-    GET  /admin/limiters                     every rate limiter
+    GET  /admin/limiters                     every rate limiter, and the storage they count in
+    POST /admin/limiters/<name>/reset?key=   fill the bucket of one caller, in every worker
 
 GET changes nothing. Every request needs `Authorization: Bearer <admin token>`. Without a token configured, and on any
 listener but the admin port, the routes do not exist.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flask import Blueprint, Response, abort, jsonify, request
@@ -32,6 +33,9 @@ _AUDIT = logging.getLogger("resilience.audit")
 _MOST_RESTRICTIVE_FIRST = ("open", "half-open", "closed")
 _CALLS = ("succeeded", "failed", "ignored", "not_permitted")
 _SETTINGS = ("fail_max", "reset_timeout", "success_threshold", "half_open_max_calls")
+_DECISIONS = ("allowed", "denied", "shadow_denied", "waited", "exempted")
+_STORAGE_COUNTS = ("failures", "changes", "decided_locally")
+_LONGEST_KEY = 1_024
 
 
 def create_admin_blueprint(*, name: str = "resilience_admin", url_prefix: str = "/admin") -> Blueprint:
@@ -54,6 +58,7 @@ def create_admin_blueprint(*, name: str = "resilience_admin", url_prefix: str = 
     blueprint.get("/circuits/<path:circuit>")(show_circuit)
     blueprint.post("/circuits/<path:circuit>/<any(open,close,reset):action>")(change_circuit)
     blueprint.get("/limiters")(list_limiters)
+    blueprint.post("/limiters/<path:limiter>/reset")(reset_limiter)
     return blueprint
 
 
@@ -83,19 +88,27 @@ def change_circuit(circuit: str, action: str) -> Response:
 
 
 def list_limiters() -> Response:
-    """Every rate limiter, its counts added up over all workers."""
+    """Every rate limiter, its counts added up over all workers, and the storage of the application."""
     answers = current_application().peers.ask({})
-    limiters = [
-        {
-            "name": name,
-            "limits": snapshots[0][1]["limits"],
-            "storage": snapshots[0][1]["storage"],
-            "allowed": sum(snapshot["allowed"] for _, snapshot in snapshots),
-            "denied": sum(snapshot["denied"] for _, snapshot in snapshots),
-        }
-        for name, snapshots in sorted(_by_name(answers, "limiters").items())
-    ]
-    return jsonify(limiters=limiters, workers=_workers(answers))
+    limiters = [_merge_limiter(name, snapshots) for name, snapshots in sorted(_by_name(answers, "limiters").items())]
+    return jsonify(limiters=limiters, storage=_merge_storage(answers), workers=_workers(answers))
+
+
+def reset_limiter(limiter: str) -> Response:
+    """Fill the bucket that a caller has under one limiter, wherever it is kept."""
+    key = request.args.get("key", "")
+    if not 0 < len(key) <= _LONGEST_KEY:
+        abort(400, description="say whose bucket: POST .../reset?key=192.0.2.1 (a tuple's parts are joined with |)")
+    if limiter not in current_application().limiters():
+        abort(404, description=f"no limiter is named {limiter!r}: GET the list for the names")
+    answers = current_application().peers.ask({"do": "reset", "limiter": limiter, "key": key})
+    _AUDIT.warning(
+        "limiter %r: reset for %r by %s; workers %s, unreached %s",
+        limiter, key, request.remote_addr, sorted(answers.by_worker), list(answers.unreached),
+    )  # fmt: skip
+    return jsonify(
+        limiter=_merge_limiter(limiter, _by_name(answers, "limiters")[limiter]), key=key, workers=_workers(answers)
+    )
 
 
 def _authorize() -> None:
@@ -155,6 +168,30 @@ def _merge_circuit(name: str, snapshots: Iterable[tuple[int, Mapping[str, Any]]]
         "calls": {kind: sum(snapshot[kind] for _, snapshot in listed) for kind in _CALLS},
         "settings": {setting: first[setting] for setting in _SETTINGS},
         "by_worker": [{"pid": pid, **_without_name(snapshot)} for pid, snapshot in listed],
+    }
+
+
+def _merge_limiter(name: str, snapshots: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    first = snapshots[0][1]
+    return {
+        "name": name,
+        "limits": first["limits"],
+        "storage": first["storage"],
+        **{kind: sum(snapshot[kind] for _, snapshot in snapshots) for kind in _DECISIONS},
+    }
+
+
+def _merge_storage(answers: Answers) -> dict[str, Any]:
+    """The storage over all workers. `mode` is "primary" where all of them use it, else how those decide that do not; `modes`
+    says how many are in which, `since` how many seconds ago the last of them changed."""
+    snapshots = [answer["storage"] for _, answer in sorted(answers.by_worker.items())]
+    modes = Counter(snapshot["mode"] for snapshot in snapshots)
+    return {
+        "uri": snapshots[0]["uri"],
+        "mode": next((mode for mode in modes if mode != "primary"), "primary"),
+        "modes": dict(modes),
+        "since": round(min(snapshot["since"] for snapshot in snapshots), 3),
+        **{count: sum(snapshot[count] for snapshot in snapshots) for count in _STORAGE_COUNTS},
     }
 
 

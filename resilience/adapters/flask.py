@@ -1,55 +1,60 @@
-"""The Flask extension: configuration, who is calling, response fields, rejections as responses."""
+"""The Flask extension: limits before views, who is calling, response fields, rejections as responses."""
 
 from __future__ import annotations
 
-import json
+import functools
 import logging
 import os
+import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, overload
 
-from flask import Flask, Response, current_app, has_app_context, has_request_context, request
+from flask import (
+    Blueprint,
+    Flask,
+    Request,
+    after_this_request,
+    current_app,
+    has_app_context,
+    has_request_context,
+    request,
+)
+from werkzeug.exceptions import HTTPException
 
 from resilience.adapters.addresses import client_key
-from resilience.adapters.fields import problem_details, rate_limit_fields, retry_after_field
+from resilience.adapters.answers import Served, render_rejection
+from resilience.adapters.early import KINDS, EarlyLimits, Kind, Rules
+from resilience.adapters.options import PREFIX, Options, read_options, refuse_unknown
 from resilience.adapters.peers import Message, Peers
+from resilience.clock import SYSTEM_CLOCK
 from resilience.core.limiter import Decision
 from resilience.decorators.breaker import CircuitBreaker
 from resilience.decorators.limiter import RateLimiter
-from resilience.errors import Rejected
-from resilience.ports import LimitStorage, Scope
+from resilience.errors import RateLimited, Rejected
+from resilience.ports import LimitStorage, Scope, Stance
 from resilience.registry import PROCESS_REGISTRY, Circuit, Limiter, Registry
 from resilience.scope import PROCESS, resolve_scope_with
 from resilience.storage.address import open_storage
-from resilience.storage.standin import OnFailure
+from resilience.storage.standin import StandInSnapshot, StandInStorage
 
 __all__ = ["Application", "Resilience", "current_application"]
 
 _EXTENSION = "resilience"
-_DECISIONS = "resilience.decisions"
 _NO_EXTENSION = "this application has no Resilience: call Resilience(app) when it is made"
 _LOG = logging.getLogger(__name__)
-_PREFIX = "RESILIENCE_"
 _ACTIONS: Mapping[str, Callable[[Circuit], object]] = {
     "open": lambda circuit: circuit.open(),
     "close": lambda circuit: circuit.close(),
     "reset": lambda circuit: circuit.reset(),
 }
+_SERVED = "_resilience"
+"""What the current request has met is kept with the request: `g` belongs to the application context, which may outlive it."""
 
+# What Flask's proxies stand for: each look through one takes longer than a decision's arithmetic. Documented for this use.
+_current_request: Callable[[], Request] = cast("Any", request)._get_current_object  # noqa: SLF001
+_current_app: Callable[[], Flask] = cast("Any", current_app)._get_current_object  # noqa: SLF001
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Options:
-    """What can be configured; the names with the prefix RESILIENCE_ are the keys of `app.config` and the environment."""
-
-    storage_uri: str = "memory://"
-    on_storage_failure: OnFailure = "local"
-    trusted_proxies: int = 0
-    headers_enabled: bool = True
-    admin_token: str | None = None
-    admin_port: int | None = None
-    peer_directory: Path | None = None
+T = TypeVar("T", bound="Callable[..., Any] | type | Blueprint")
 
 
 class Application:
@@ -57,8 +62,9 @@ class Application:
 
     def __init__(
         self,
-        name: str,
-        options: _Options,
+        app: Flask,
+        options: Options,
+        rules: Rules,
         *,
         storage: LimitStorage | None,
         circuits: Iterable[Circuit],
@@ -66,25 +72,131 @@ class Application:
     ) -> None:
         self.options = options
         # An empty memory storage is false: it has a length.
-        self.storage: LimitStorage = (
-            storage if storage is not None else open_storage(options.storage_uri, on_failure=options.on_storage_failure)
-        )
+        self.storage: LimitStorage = _opened(options) if storage is None else storage
         self.registry = Registry(circuits=circuits, limiters=limiters)
-        self.peers = Peers(self._answer, directory=options.peer_directory, label=name)
+        self.peers = Peers(self._answer, directory=options.peer_directory, label=app.name)
+        self._app = app
+        self._rules = rules
+        self._early = EarlyLimits(app, options, rules)
+        self._made_at = SYSTEM_CLOCK.seconds()
+        self._stance: Stance = "skip" if not options.enabled else "shadow" if options.shadow else "enforce"
+        self._place = len(app.before_request_funcs.get(None, ()))
+        self._is_attached = False
+        self.attach()
+
+    # -- what limiters ask their surroundings (resilience.ports.Scope) -------------------------------------------------
 
     def caller(self) -> str:
-        """The client's address in a request, else "process"."""
-        if not has_request_context():
+        """What `key` says; else the client's address in a request; else "process"."""
+        try:
+            current = _current_request()
+        except RuntimeError:
             return "process"
-        current = _behind(request)
-        proxies = self.options.trusted_proxies
-        return client_key(current.remote_addr, current.headers.get("X-Forwarded-For") if proxies else None, proxies)
+        options = self.options
+        if options.key is not None:
+            key = options.key()
+            if key:
+                return _named(key)
+        proxies = options.trusted_proxies
+        claimed = current.environ.get("HTTP_X_FORWARDED_FOR") if proxies else None
+        return client_key(current.remote_addr, claimed, proxies, options.ipv6_prefix)
 
-    def observe(self, policy: str, title: str, decision: Decision) -> None:
+    def method(self) -> str | None:
+        """The method of the current request."""
+        return _current_request().method if has_request_context() else None
+
+    def stance(self) -> Stance:
+        """What limits are to do: as the options say, and nothing for a request that a filter lets pass."""
+        if self._rules.filters and self._stance != "skip" and has_request_context() and self._is_filtered():
+            return "skip"
+        return self._stance
+
+    def observe(self, policy: str, titles: tuple[str, ...], decision: Decision) -> None:
         """Keep each policy's last decision for the response fields of the current request."""
+        try:
+            kept = _current_request().__dict__
+        except RuntimeError:
+            return  # no request
+        served = kept.get(_SERVED)
+        if served is None:
+            served = kept[_SERVED] = Served(self.options.headers, policy, titles, decision)
+            after_this_request(served.finish)
+        else:
+            served.observe(policy, titles, decision)
+
+    def refuse(self, rejection: RateLimited) -> None:
+        """Told of a refusal before it is raised: asks the application's `on_breach` and `response` for an answer."""
         if has_request_context():
-            # In the request's own environment: `g` belongs to the application context, which may outlive a request.
-            _behind(request).environ.setdefault(_DECISIONS, {})[policy] = (title, decision)
+            served = self._served()
+            served.rejection, served.is_busy = rejection, True
+        answer = self._answer_of_on_breach(rejection)
+        if rejection.response is None:
+            rejection.response = answer
+        response = self.options.response
+        if rejection.response is None and response is not None:
+            rejection.response = response(rejection) if callable(response) else response
+
+    def settle(self, then: Callable[[Any], object]) -> bool:
+        """Call `then` with the response of the current request when it is made. False where there is no request."""
+        if not has_request_context():
+            return False
+        served = self._served()
+        served.settlements, served.is_busy = (*served.settlements, then), True
+        return True
+
+    # -- limits before views ---------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Look at requests before their views, if there is anything to do then: a hook costs every request."""
+        self._early.check()
+        if self._is_attached or not (self._early or self.options.peer_directory is not None):
+            return
+        self._is_attached = True
+        # Where it would have been had it been needed when the extension was attached.
+        self._app.before_request_funcs.setdefault(None, []).insert(self._place, self._begin)
+
+    def _begin(self) -> Any:
+        """Before every request: decides what can be decided without its view. A response takes the view's place."""
+        self.listen_again()
+        limiter = None if self._stance == "skip" else self._early.limiter_for(_current_request())
+        if limiter is None:
+            return None
+        attempt = limiter.attempt()
+        if not attempt.decision.allowed:
+            rejection = attempt.refuse()
+            if attempt.is_replaced:
+                return rejection.response
+            raise rejection
+        if attempt.decision.quotas:
+            self._served().early = attempt
+        return None
+
+    def _served(self) -> Served:
+        kept: dict[str, Any] = _current_request().__dict__
+        served: Served | None = kept.get(_SERVED)
+        if served is None:
+            served = kept[_SERVED] = Served(self.options.headers)
+            after_this_request(served.finish)
+        return served
+
+    def _is_filtered(self) -> bool:
+        served = self._served()
+        if served.filtered is None:
+            served.filtered = any(passes() for passes in self._rules.filters)
+        return served.filtered
+
+    def _answer_of_on_breach(self, rejection: RateLimited) -> Any:
+        if self.options.on_breach is None:
+            return None
+        try:
+            return self.options.on_breach(rejection)
+        except HTTPException:
+            raise  # abort() is an answer
+        except Exception:  # noqa: BLE001  # the refusal stands, whatever becomes of the news of it
+            _LOG.exception("on_breach raised for rate limit %r", rejection.policy)
+            return None
+
+    # -- policies, for the admin endpoint --------------------------------------------------------------------------
 
     def circuits(self) -> dict[str, Circuit]:
         """Every circuit that this application can reach, by name."""
@@ -92,7 +204,15 @@ class Application:
 
     def limiters(self) -> dict[str, Limiter]:
         """Every rate limiter that this application can reach, by name."""
-        return {**PROCESS_REGISTRY.limiters, **self.registry.limiters}
+        early = {limiter.name: limiter for limiter in self._early.listed()}
+        return {**PROCESS_REGISTRY.limiters, **self.registry.limiters, **early}
+
+    def reset_limiter(self, name: str, key: str) -> None:
+        """Fill the bucket that `key` has under the limiter of this name, in every route that has one of its own."""
+        limiters = self._early.counted_as(name) or [cast("RateLimiter", self.limiters()[name])]
+        with self._app.app_context():  # so that limits without a storage of their own find this application's
+            for limiter in limiters:
+                limiter.reset(key)
 
     def listen_again(self) -> None:
         """Answer siblings in this process too, if it was forked. What goes wrong is logged: it is no caller's trouble."""
@@ -111,31 +231,77 @@ class Application:
 
     def _answer(self, message: Message) -> dict[str, Any]:
         """This worker's answer to a sibling, or to itself."""
-        act = _ACTIONS.get(str(message.get("do")))
-        circuit = self.circuits().get(str(message.get("circuit")))
-        if act is not None and circuit is not None:
-            try:
-                act(circuit)
-            except Exception:  # noqa: BLE001  # the circuit has moved; a listener of the application's has not borne it
-                _LOG.exception("a listener of circuit %r raised", circuit.name)
+        self._act(str(message.get("do")), message)
         return {
             "circuits": [circuit.snapshot()._asdict() for circuit in self.circuits().values()],
             # Asked by a sibling there is no application context, so what the current scope says would be another's.
             "limiters": [
                 limiter.snapshot(default_storage=self.storage)._asdict() for limiter in self.limiters().values()
             ],
+            "storage": self.storage_snapshot()._asdict(),
         }
+
+    def _act(self, action: str, message: Message) -> None:
+        circuit = self.circuits().get(str(message.get("circuit")))
+        limiter, key = str(message.get("limiter")), message.get("key")
+        if circuit is not None and action in _ACTIONS:
+            try:
+                _ACTIONS[action](circuit)
+            except Exception:  # noqa: BLE001  # the circuit has moved; a listener of the application's has not borne it
+                _LOG.exception("a listener of circuit %r raised", circuit.name)
+        elif action == "reset" and limiter in self.limiters() and isinstance(key, str):
+            try:
+                self.reset_limiter(limiter, key)
+            except Exception:  # noqa: BLE001  # what a storage or a function of the application's says of it
+                _LOG.exception("rate limit %r was not reset", limiter)
+
+    def storage_snapshot(self) -> StandInSnapshot:
+        """Who decides in this process. A storage without a stand-in always does so itself."""
+        if isinstance(self.storage, StandInStorage):
+            return self.storage.snapshot()
+        return StandInSnapshot(self.storage.uri, "primary", SYSTEM_CLOCK.seconds() - self._made_at, 0, 0, 0)
 
 
 class Resilience:
     """The extension. `Resilience(app)`, or `resilience = Resilience()` and later `resilience.init_app(app)`.
 
-    Options, each overridden by `app.config["RESILIENCE_<NAME>"]`, that by the environment variable of the same name:
+    Options, each overridden by `app.config["RESILIENCE_<NAME>"]`, that by the environment variable of the same name.
+
+    Where buckets are:
 
     - `storage_uri`: where rate limits keep their buckets ("memory://"); `storage` gives a storage object instead.
-    - `on_storage_failure`: "local" (count in this process), "open" or "closed" while a shared storage is down.
+    - `on_store_failure`: "local" (count in this process), "allow" or "deny" while a shared storage is down.
+    - `storage_timeout`: seconds that a request waits for a shared storage at most (0.05). `storage_namespace`: what the
+      names of its buckets begin with ("seawall"). `workers`: processes that share a limit, for "local" (WEB_CONCURRENCY).
+
+    Who is calling, for limits that name no key of their own:
+
     - `trusted_proxies`: how many of our own proxies append to X-Forwarded-For (0: the field is not read).
-    - `headers_enabled`: whether responses carry RateLimit and RateLimit-Policy (True).
+    - `ipv6_prefix`: how many bits of an IPv6 address make a client (64).
+    - `key`: a function that returns a string or a tuple, or None for the client's address.
+
+    What is limited before views, decided together in one round trip (`resilience.adapters.early`). Each of the first two
+    is written as `RateLimiter` takes it, also as a function, or as one or several `RateLimiter`s:
+
+    - `application_limits`: every request, a bucket per client for the whole application.
+    - `default_limits`: routes without a limit of their own, a bucket per client and route.
+    - `route_limits`: a mapping from endpoints to the limits of these routes: decorators, but in one place.
+    - `..._per_method`, `..._cost`, `..._exempt_when`, `..._deduct_when` of the first two, as `RateLimiter` takes them.
+
+    What callers are told:
+
+    - `headers`: "draft" (RateLimit and RateLimit-Policy, the default), "legacy" (X-RateLimit-Limit, -Remaining and -Reset),
+      "both" or "off".
+    - `response`: what a refused caller gets instead of the problem document: a text, or a function of the `RateLimited`.
+    - `on_breach`: called with every `RateLimited`; what it returns, if anything, is the response.
+      An error handler for `RateLimited` goes before both; one for 429 or for every `HTTPException` comes after.
+
+    Switches:
+
+    - `shadow`: whether limits only count and log (False). `enabled`: False leaves every limit out.
+
+    Operation:
+
     - `admin_token`: the bearer token of the admin endpoint; without one it does not exist. `admin_port`: the port of the
       only listener that serves it (None: any listener).
     - `peer_directory`: the folder in which the workers of one service meet, so that the admin endpoint of any of them
@@ -143,6 +309,9 @@ class Resilience:
       that is forked later answers its siblings only from its first request on.
 
     `circuits` and `limiters` are policies of this application in addition to the decorators' ones.
+
+    A request that a limit of its view refuses gets back what the limits before it have taken, unless the application
+    answers with something other than an error.
 
     The object holds no application: it may serve several. What belongs to one is in `app.extensions["resilience"]`.
     """
@@ -156,14 +325,13 @@ class Resilience:
         limiters: Iterable[RateLimiter] = (),
         **options: Any,
     ) -> None:
-        unknown = options.keys() - _Options.__dataclass_fields__.keys()
-        if unknown:
-            known = ", ".join(_Options.__dataclass_fields__)
-            raise TypeError(f"Resilience has no option {', '.join(sorted(unknown))}: it takes {known}")
+        refuse_unknown(options)
         self._storage = storage
         self._circuits = tuple(circuits)
         self._limiters = tuple(limiters)
         self._defaults = options
+        self._rules = Rules()
+        self._served: weakref.WeakSet[Application] = weakref.WeakSet()
         if app is not None:
             self.init_app(app)
 
@@ -171,19 +339,60 @@ class Resilience:
         """Attach to `app`. Raises `RuntimeError` when the library is attached to it already, `ValueError` for a bad value."""
         if _EXTENSION in app.extensions:
             raise RuntimeError("Resilience is attached to this application already: call init_app once per application")
-        options = _read_options(self._defaults, app.config, os.environ)
+        options = read_options(self._defaults, app.config, os.environ)
         application = Application(
-            app.name, options, storage=self._storage, circuits=self._circuits, limiters=self._limiters
+            app, options, self._rules, storage=self._storage, circuits=self._circuits, limiters=self._limiters
         )
         app.extensions[_EXTENSION] = application
+        self._served.add(application)
         PROCESS.adopt(application.storage)
         if Rejected not in app.error_handler_spec[None][None]:
             app.register_error_handler(Rejected, render_rejection)
-        # A process forked after this line has no thread that listens: the first request in it starts one.
-        app.before_request(application.listen_again)
-        if options.headers_enabled:
-            app.after_request(_add_fields)
         application.peers.listen()
+
+    def limit_blueprint(
+        self, blueprint: Blueprint, limits: Any, *, per_route: bool = False, name: str | None = None, **options: Any
+    ) -> None:
+        """Limit every view of `blueprint`, and of the blueprints nested in it, with one bucket for all of them.
+
+        `per_route=True` gives each route of the blueprint a bucket of its own instead, and leaves out those with a limit of
+        their own: default limits of the blueprint. The nearest blueprint that has such limits decides.
+
+        `limits` and `options` are those of `RateLimiter`. `name` tells several limits of one blueprint apart. Raises
+        `ValueError` when a name is taken, or when they cannot be decided together with the others, as in another storage.
+        """
+        declared = self._rules.limit_blueprint(blueprint, limits, name=name, per_route=per_route, **options)
+        try:
+            for application in self._served:
+                application.attach()
+        except ValueError:
+            self._rules.forget(blueprint, declared)
+            raise
+
+    @overload
+    def exempt(self, what: T, *, kinds: Iterable[Kind] = ...) -> T: ...
+
+    @overload
+    def exempt(self, *, kinds: Iterable[Kind] = ...) -> Callable[[T], T]: ...
+
+    def exempt(self, what: Any = None, *, kinds: Iterable[Kind] = KINDS) -> Any:
+        """Leave a view function, a view class, or every view of a blueprint out of limits that it did not ask for.
+
+        A decorator, with or without `kinds`: those of "application", "blueprint", "route" and "default" to leave out (all).
+        A decorator's own limit holds nevertheless. Raises `ValueError` for another kind.
+        """
+        kinds = tuple(kinds)
+        if not KINDS.issuperset(kinds):
+            raise ValueError(f"kinds={kinds!r}: choose from {', '.join(sorted(KINDS))}")
+        if what is None:
+            return functools.partial(self.exempt, kinds=kinds)
+        self._rules.exempt(what, kinds)
+        return what
+
+    def request_filter(self, passes: Callable[[], bool]) -> Callable[[], bool]:
+        """Leave every limit, decorators' too, out of requests for which `passes` returns true. A decorator."""
+        self._rules.filters.append(passes)
+        return passes
 
 
 def current_application() -> Application:
@@ -194,33 +403,28 @@ def current_application() -> Application:
     return cast("Application", application)
 
 
-def render_rejection(rejection: Rejected) -> Response:
-    """A rejection as an `application/problem+json` response with Retry-After."""
-    response = Response(
-        json.dumps(problem_details(rejection)), rejection.status, content_type="application/problem+json"
+def _named(key: object) -> str:
+    if isinstance(key, str):
+        return key
+    if not isinstance(key, tuple):
+        raise TypeError(f"{PREFIX}KEY returned {key!r}: a key is a string, a tuple, or None for the client's address")
+    return "|".join(str(part).replace("\\", "\\\\").replace("|", "\\|") for part in key)
+
+
+def _opened(options: Options) -> LimitStorage:
+    return open_storage(
+        options.storage_uri,
+        on_store_failure=options.on_store_failure,
+        timeout=options.storage_timeout,
+        namespace=options.storage_namespace,
+        workers=options.workers,
     )
-    retry_after = retry_after_field(rejection)
-    if retry_after is not None:
-        response.headers["Retry-After"] = retry_after
-    return response
-
-
-def _add_fields(response: Response) -> Response:
-    decisions = _behind(request).environ.get(_DECISIONS)
-    if decisions:
-        response.headers.update(rate_limit_fields(decisions.values()))
-    return response
-
-
-def _behind(proxy: Any) -> Any:
-    """What a proxy of Flask's stands for: each look through one takes longer than a decision's arithmetic."""
-    return proxy._get_current_object()  # noqa: SLF001  # documented by Flask for this use
 
 
 def _application_scope() -> Scope | None:
     if not has_app_context():
         return None
-    scope: Scope | None = current_app.extensions.get(_EXTENSION)
+    scope: Scope | None = _current_app().extensions.get(_EXTENSION)
     if scope is None and has_request_context():
         # Without it all clients would be one caller, and a refusal a 500.
         raise RuntimeError(_NO_EXTENSION)
@@ -228,50 +432,3 @@ def _application_scope() -> Scope | None:
 
 
 resolve_scope_with(_application_scope)
-
-
-def _read_options(defaults: Mapping[str, Any], config: Mapping[str, Any], environ: Mapping[str, str]) -> _Options:
-    values: dict[str, Any] = dict(defaults)
-    for name in _Options.__dataclass_fields__:
-        key = _PREFIX + name.upper()
-        if key in config:
-            values[name] = config[key]
-        if key in environ:
-            values[name] = environ[key]
-        if name in values:
-            values[name] = _converted(name, key, values[name])
-    on_failure = values.get("on_storage_failure", "local")
-    if on_failure not in get_args(OnFailure):
-        raise ValueError(f"{_PREFIX}ON_STORAGE_FAILURE={on_failure!r}: choose one of {', '.join(get_args(OnFailure))}")
-    return _Options(**values)
-
-
-def _converted(name: str, key: str, value: Any) -> Any:
-    if value is None or value == "":
-        return (
-            None
-            if name in ("admin_token", "admin_port", "peer_directory")
-            else _Options.__dataclass_fields__[name].default
-        )
-    if name == "headers_enabled":
-        return _as_bool(key, value)
-    if name in ("trusted_proxies", "admin_port"):
-        return _as_number(key, value)
-    return Path(value) if name == "peer_directory" else str(value)
-
-
-def _as_bool(key: str, value: Any) -> bool:
-    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-    if str(value).lower() not in words:
-        raise ValueError(f"{key}={value!r}: use true or false")
-    return words[str(value).lower()]
-
-
-def _as_number(key: str, value: Any) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = -1
-    if number < 0:
-        raise ValueError(f"{key}={value!r}: use a whole number from 0")
-    return number

@@ -5,18 +5,36 @@ A bucket holds at most `burst` tokens and gains `amount` tokens every `period`. 
 parts every `tick` microseconds, where unit / refill is the reduced fraction period / amount. All numbers stay below
 2**53, so that a script whose only number type is a double (`storage/lua/token_bucket.lua`) computes the same.
 
-Source of the algorithm: the token bucket of golang.org/x/time/rate (time is an argument, one function decides), with the
-rule of redis-cell that a denial writes nothing.
+A charge says with its `floor` how many parts must be left: 0 for a plain one; less, where the caller is ready to wait for
+a debt to clear (a reservation); more, where something is to be left for others.
+
+Source of the algorithm: the token bucket of golang.org/x/time/rate (time is an argument, one function decides, a cancelled
+reservation gives its tokens back), with the rule of redis-cell that a denial writes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
 from math import ceil, gcd
 from typing import NamedTuple
 
-__all__ = ["LARGEST", "Bucket", "Charge", "Decision", "Limit", "Quota", "advance", "decide", "seconds_rounded_up"]
+__all__ = [
+    "LARGEST",
+    "Bucket",
+    "Charge",
+    "Decision",
+    "Limit",
+    "Quota",
+    "Refund",
+    "advance",
+    "decide",
+    "give_back",
+    "seconds_rounded_up",
+]
 
 LARGEST = 2**53
 """Whole numbers up to here are exact in a double."""
@@ -29,12 +47,12 @@ _LONGEST_PERIOD = 366 * 86_400
 class Limit:
     """`amount` tokens every `period` seconds into a bucket that holds `burst` of them.
 
-    `amount` and `burst` are whole numbers from 1, `period` is in seconds, from one microsecond to 366 days. `burst`
-    defaults to `amount`. Raises `ValueError` with the reason when a value is out of range or when the burst is too large
-    for exact arithmetic at this rate.
+    `amount` is a number above 0 (0.5, `Fraction(1, 3)`; a float means what it prints as), `period` is in seconds, from one
+    microsecond to 366 days. `burst` is a whole number from 1 and defaults to `amount`, rounded up. Raises `ValueError` with
+    the reason when a value is out of range or when the burst is too large for exact arithmetic at this rate.
     """
 
-    amount: int
+    amount: int | float | Fraction | Decimal
     period: float
     burst: int | None = None
     unit: int = field(init=False, repr=False, compare=False)
@@ -49,16 +67,17 @@ class Limit:
     """Ticks from empty to full."""
 
     def __post_init__(self) -> None:
-        _require_whole("amount", self.amount)
-        burst = self.amount if self.burst is None else _require_whole("burst", self.burst)
+        amount = _exact(self.amount)
+        burst = ceil(amount) if self.burst is None else _require_whole("burst", self.burst)
         object.__setattr__(self, "burst", burst)
         microseconds = _microseconds(self.period)
         for tick in (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000):
             if microseconds % tick:
                 break
             ticks = microseconds // tick
-            shared = gcd(self.amount, ticks)
-            unit, refill = ticks // shared, self.amount // shared
+            parts = ticks * amount.denominator
+            shared = gcd(amount.numerator, parts)
+            unit, refill = parts // shared, amount.numerator // shared
             if burst * unit + refill <= LARGEST:
                 object.__setattr__(self, "unit", unit)
                 object.__setattr__(self, "refill", refill)
@@ -73,7 +92,7 @@ class Limit:
 
     @property
     def size(self) -> int:
-        """Tokens in a full bucket: `burst`, or `amount` where none was given."""
+        """Tokens in a full bucket."""
         return self.capacity // self.unit
 
     @property
@@ -86,9 +105,23 @@ class Limit:
         """Seconds from an empty bucket to a full one."""
         return self.ticks_to_fill * self.tick / _MICROSECONDS
 
+    def debt(self, seconds: float) -> int:
+        """The debt, in parts from 0, that clears within `seconds`; never so deep that the arithmetic were not exact."""
+        return min(int(seconds * _MICROSECONDS) // self.tick * self.refill, LARGEST - self.capacity)
+
     def __str__(self) -> str:
         burst = "" if self.size == self.amount else f" burst {self.size}"
         return f"{self.amount} per {self.period:g} s{burst}"
+
+
+def _exact(amount: object) -> Fraction:
+    exact = Fraction(0)
+    if isinstance(amount, int | float | Fraction | Decimal) and not isinstance(amount, bool):
+        with suppress(ValueError, OverflowError):  # not a number, or infinite
+            exact = Fraction(repr(amount)) if isinstance(amount, float) else Fraction(amount)
+    if exact <= 0:
+        raise ValueError(f"amount={amount!r}: a limit takes a number above 0")
+    return exact
 
 
 def _require_whole(name: str, value: object) -> int:
@@ -107,7 +140,7 @@ def _microseconds(period: float) -> int:
 
 
 class Bucket(NamedTuple):
-    """What is stored: `level` parts at `stamp` microseconds, in parts of which `unit` make a token."""
+    """What is stored: `level` parts (below 0: a debt) at `stamp` microseconds, in parts of which `unit` make a token."""
 
     level: int
     stamp: int
@@ -115,20 +148,43 @@ class Bucket(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """A request for `cost` tokens from the bucket that `subject` (the caller) has under `scope` (the policy)."""
+    """A request for `cost` tokens from the bucket that `subject` (the caller) has under `scope` (the policy).
+
+    `floor` is how many parts must be left after it. Below 0 it is a debt that may be taken on, for someone who waits until
+    it has cleared; `Limit.debt` says how deep it is for so many seconds. `lease` is how many tokens the process may take
+    ahead for charges to come, where a storage offers that. A charge of 0 tokens looks, and is never refused.
+    """
 
     scope: str
     subject: str
     limit: Limit
     cost: int
+    floor: int = 0
+    lease: int = 0
+
+
+class Refund(NamedTuple):
+    """`cost` tokens to be given back to the bucket that `subject` has under `scope`; None fills the bucket.
+
+    `expected` is for a reservation given up before it was due: the level, in parts, that the bucket has if nobody came
+    after it. When somebody did, who was told to wait for it to go first, nothing is given back: the next to come would be
+    due together with that one, and more than a burst would pass at once.
+    """
+
+    scope: str
+    subject: str
+    limit: Limit
+    cost: int | None
+    expected: int | None = None
 
 
 class Quota(NamedTuple):
-    """What one limit says: `level` is what the bucket holds after the decision, in parts."""
+    """What one limit says: `level` is what the bucket holds after the decision, in parts; below 0 it is a debt."""
 
     limit: Limit
     level: int
     cost: int
+    floor: int = 0
 
     @property
     def remaining(self) -> int:
@@ -145,19 +201,46 @@ class Quota(NamedTuple):
     def wait(self) -> float | None:
         """Seconds until the bucket holds the cost; 0.0 when it does now, None when it never will."""
         limit = self.limit
-        missing = self.cost * limit.unit - self.level
-        if missing <= 0:
-            return 0.0
-        if self.cost > limit.size:
+        needed = self.cost * limit.unit + self.floor
+        if self.cost > limit.size or needed > limit.capacity:
             return None
-        return -(-missing // limit.refill) * limit.tick / _MICROSECONDS
+        if self.level >= needed:
+            return 0.0
+        return -(-(needed - self.level) // limit.refill) * limit.tick / _MICROSECONDS
+
+    @property
+    def debt_delay(self) -> float:
+        """Seconds until a debt has cleared: how long whoever took it on waits."""
+        limit = self.limit
+        return 0.0 if self.level >= 0 else -(self.level // limit.refill) * limit.tick / _MICROSECONDS
+
+    @property
+    def queue_delay(self) -> float:
+        """Seconds until everything taken before this cost has leaked out: how long a smoothed caller waits."""
+        limit = self.limit
+        before = limit.capacity - self.level - self.cost * limit.unit
+        return 0.0 if before <= 0 else -(-before // limit.refill) * limit.tick / _MICROSECONDS
 
 
-class Decision(NamedTuple):
-    """All or nothing over every charge. Holds all that an HTTP edge asks for, so that no second look is needed."""
-
+class _Answer(NamedTuple):
     allowed: bool
     quotas: tuple[Quota, ...]
+
+
+class Decision(_Answer):
+    """All or nothing over every charge. Holds all that an HTTP edge asks for, so that no second look is needed.
+
+    `allowed`, and one of `quotas` for each charge, in order.
+    """
+
+    __slots__ = ()
+
+    @property
+    def quotas(self) -> tuple[Quota, ...]:
+        """What each limit says."""
+        quotas = self[1]
+        # A storage in a hurry leaves plain tuples here: most decisions are made and never read.
+        return quotas if not quotas or type(quotas[0]) is Quota else tuple(map(Quota._make, quotas))
 
     @property
     def retry_after(self) -> float | None:
@@ -169,8 +252,8 @@ class Decision(NamedTuple):
 
     @property
     def remaining(self) -> int:
-        """Whole tokens left under the tightest limit."""
-        return min(quota.remaining for quota in self.quotas)
+        """Whole tokens left under the tightest limit; `LARGEST` where no limit is concerned."""
+        return min((quota.remaining for quota in self.quotas), default=LARGEST)
 
 
 def advance(limit: Limit, bucket: Bucket | None, now: int) -> tuple[int, int]:
@@ -184,15 +267,15 @@ def advance(limit: Limit, bucket: Bucket | None, now: int) -> tuple[int, int]:
     level, stamp, unit = bucket
     if unit != limit.unit:
         level = level // unit * limit.unit
+    if level < 0:
+        level = max(level, limit.capacity - LARGEST)
     if now <= stamp:
         return min(level, limit.capacity), now
     ticks = (now - stamp) // limit.tick
-    if ticks >= limit.ticks_to_fill:
+    # Compared in ticks: the product of ticks and refill may be beyond what a double holds.
+    if ticks >= -(-(limit.capacity - level) // limit.refill):
         return limit.capacity, now
-    level += ticks * limit.refill
-    if level >= limit.capacity:
-        return limit.capacity, now
-    return level, stamp + ticks * limit.tick
+    return level + ticks * limit.refill, stamp + ticks * limit.tick
 
 
 def decide(
@@ -203,11 +286,10 @@ def decide(
     Returns the decision and the buckets to store, None when nothing is to be written (a denial, or a cost of 0).
     """
     advanced = [advance(charge.limit, bucket, now) for charge, bucket in zip(charges, buckets, strict=True)]
-    costs = [charge.cost * charge.limit.unit for charge in charges]
-    allowed = all(level >= cost for (level, _), cost in zip(advanced, costs, strict=True))
-    spent = costs if allowed else [0] * len(costs)
+    allowed = all(_fits(charge, level) for charge, (level, _) in zip(charges, advanced, strict=True))
+    spent = [charge.cost * charge.limit.unit if allowed else 0 for charge in charges]
     quotas = tuple(
-        Quota(charge.limit, level - cost, charge.cost)
+        Quota(charge.limit, level - cost, charge.cost, charge.floor)
         for charge, (level, _), cost in zip(charges, advanced, spent, strict=True)
     )
     decision = Decision(allowed, quotas)
@@ -217,6 +299,20 @@ def decide(
         Bucket(quota.level, stamp, quota.limit.unit) for quota, (_, stamp) in zip(quotas, advanced, strict=True)
     )
     return decision, stored
+
+
+def _fits(charge: Charge, level: int) -> bool:
+    cost = charge.cost * charge.limit.unit
+    return not cost or (level - cost >= charge.floor and cost <= charge.limit.capacity)
+
+
+def give_back(refund: Refund, bucket: Bucket | None, now: int) -> Bucket | None:
+    """The bucket after a refund at `now` (microseconds). None when it is full: a full bucket need not be kept."""
+    limit = refund.limit
+    level, stamp = advance(limit, bucket, now)
+    if refund.expected is None or level >= refund.expected:
+        level += limit.capacity - level if refund.cost is None else refund.cost * limit.unit
+    return None if level >= limit.capacity else Bucket(level, stamp, limit.unit)
 
 
 def seconds_rounded_up(seconds: float) -> int:

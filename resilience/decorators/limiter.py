@@ -2,171 +2,234 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar, Unpack, cast
 
-from resilience.core.limiter import Charge, Decision, Limit
+from resilience.clock import SYSTEM_CLOCK
+from resilience.core.limiter import Decision, Limit
+from resilience.decorators.policy import (
+    Cost,
+    Key,
+    KeyLike,
+    LimiterOptions,
+    Limits,
+    Policy,
+    checked_cost,
+)
+from resilience.decorators.surface import Surface, name_of
+from resilience.decorators.tally import LimiterSnapshot
 from resilience.errors import RateLimited
-from resilience.notation import LimitsLike, parse_limits
-from resilience.ports import LimitStorage
+from resilience.notation import parse_limits
+from resilience.ports import Clock, LimitStorage
 from resilience.registry import PROCESS_REGISTRY
-from resilience.scope import current_scope
+from resilience.scope import PROCESS, RESOLVERS, current_scope
+from resilience.storage.standin import OnStoreFailure
 
-__all__ = ["LimiterSnapshot", "RateLimiter", "rate_limit"]
-
-LONGEST_KEY = 128
-"""Keys of more characters are kept as their BLAKE2b hash."""
+__all__ = ["LimiterSnapshot", "RateLimiter", "rate_limit", "shared_limit"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Key = str | tuple[object, ...] | Callable[[], "str | tuple[object, ...]"] | None
-"""Whose bucket: a constant, a callable without arguments, or None for the current scope's caller (the client's address)."""
 
-
-class LimiterSnapshot(NamedTuple):
-    """A rate limiter as this process sees it. Counts are since the process started."""
-
-    name: str
-    limits: tuple[str, ...]
-    storage: str
-    allowed: int
-    denied: int
-
-
-class RateLimiter:
+class RateLimiter(Surface):
     """One or several limits under one name, decided together, all or nothing.
 
-    `limits` is in the notation of the `limits` package ("100/second", "10/second; 1000/hour"), a `Limit`, or several;
-    `burst` replaces every limit's bucket size. `key` says whose bucket, `cost` how many tokens (a number from 0, or a
-    callable without arguments), `storage` where buckets live (default: the current scope's). Two limiters of one name
-    on one storage share their buckets. `title` is the name that callers see in header fields (default: `name`).
+    `limits` is in the notation of the `limits` package ("100/second", "0.5/second", "10/second; 1000/hour"), a `Limit`, or
+    several; or a callable without arguments that says them for each call, such as those of the caller's plan (None: this
+    call is not limited). `burst` replaces every limit's bucket size. `key` says whose bucket, `cost` how many tokens (a
+    number from 0, or a callable without arguments), `storage` where buckets live (default: the current scope's). Two
+    limiters of one name on one storage share their buckets. `title` is the name that callers see in header fields
+    (default: `name`).
+
+    Waiting. `wait` is how many seconds `acquire` may wait for its turn (default: none): turns are reserved in the order of
+    asking, and whoever would have to wait longer is refused at once. `shape=True` smooths: calls that are admitted leave
+    one after the other at the limit's rate, instead of up to `burst` at once; the burst is the length of the queue, `wait`
+    caps the time in it. `try_acquire` never waits.
+
+    Whom it concerns. `exempt_when`, a callable without arguments, lets a call pass uncounted when it is true. `methods` are
+    the HTTP methods that are limited (default: all; HEAD counts as GET), `per_method` gives each its own bucket; neither has
+    an effect outside of requests. `deduct_when` makes a call that finds its tokens pass, and takes them after it if
+    `deduct_when(result)` is true; in a request it is asked about the response. Calls that are made at the same time may
+    then take more than there is: the bucket goes into debt for them, by one burst at most.
+
+    Refusals. `on_breach(rejection)` may return what a decorated call returns in place of a result; `response` is the answer
+    to a request: a text, or a callable that makes one of the `RateLimited`. `shadow=True` counts and logs, and never rejects.
+
+    Speed and failure. `lease` is how many tokens a process may take ahead for each key, where the storage is shared: from 1
+    to a tenth of the burst. `on_store_failure` ("local", "allow", "deny") overrides the storage's own way to decide while
+    it is down.
 
     Safe to share between threads and greenlets. Raises `ValueError` with the reason for values out of range.
     """
 
     def __init__(
         self,
-        limits: LimitsLike,
+        limits: Limits,
         *,
         name: str,
         burst: int | None = None,
         key: Key = None,
-        cost: int | Callable[[], int] = 1,
+        cost: Cost = 1,
         storage: LimitStorage | None = None,
         title: str | None = None,
+        wait: float | None = None,
+        shape: bool = False,
+        lease: int | None = None,
+        exempt_when: Callable[[], bool] | None = None,
+        methods: Iterable[str] | None = None,
+        per_method: bool = False,
+        deduct_when: Callable[[Any], bool] | None = None,
+        on_breach: Callable[[RateLimited], Any] | None = None,
+        response: str | Callable[[RateLimited], Any] | None = None,
+        shadow: bool = False,
+        on_store_failure: OnStoreFailure | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        if not name or not isinstance(name, str):
-            raise ValueError(
-                "name='': a rate limiter needs a name; buckets, header fields and the admin endpoint use it"
-            )
-        self.name = name
-        self.title = name if title is None else title
-        self.limits = parse_limits(limits, burst=burst)
-        self.storage = storage
-        self._key = key
-        self._cost = cost if callable(cost) else _checked_cost(cost)
-        # The period is part of the bucket's name, the rate is not: a changed rate keeps what the callers have left.
-        self._scopes = tuple((f"{name}:{limit.period_microseconds}", limit) for limit in self.limits)
-        self._counts = _Counts()
+        policy = self._policy = Policy(
+            limits,
+            name=name,
+            burst=burst,
+            key=key,
+            cost=cost,
+            storage=storage,
+            title=title,
+            wait=wait,
+            shape=shape,
+            lease=lease,
+            exempt_when=exempt_when,
+            methods=methods,
+            per_method=per_method,
+            deduct_when=deduct_when,
+            on_breach=on_breach,
+            response=response,
+            shadow=shadow,
+            on_store_failure=on_store_failure,
+            clock=clock,
+        )
+        self.policies = (policy,)
+        # A policy that says the same of every call is decided without asking it.
+        self._plain = policy.plain
+        self._subject = policy.named(key) if isinstance(key, str | tuple) else None
+        self._tokens = None if callable(cost) else cost
 
     def __repr__(self) -> str:
-        return f"<RateLimiter {self.name}: {'; '.join(map(str, self.limits))}>"
+        limits = "; ".join(map(str, self.limits)) or "limits said for each call"
+        return f"<RateLimiter {self.name}: {limits}>"
 
-    def try_acquire(self, key: str | tuple[object, ...] | None = None, *, cost: int | None = None) -> Decision:
+    @property
+    def name(self) -> str:
+        """Under which it is listed, and its buckets are kept."""
+        return self._policy.name
+
+    @property
+    def title(self) -> str:
+        """The name that callers see."""
+        return self._policy.title
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The limits; none where a callable says them for each call."""
+        return self._policy.limits
+
+    @property
+    def storage(self) -> LimitStorage | None:
+        """Its own storage; None where the current scope's is used."""
+        return self._policy.storage
+
+    @property
+    def methods(self) -> frozenset[str] | None:
+        """The HTTP methods that are limited; None for all."""
+        return self._policy.methods
+
+    @property
+    def per_method(self) -> bool:
+        """Whether each HTTP method has a bucket of its own."""
+        return self._policy.per_method
+
+    def try_acquire(self, key: KeyLike | None = None, *, cost: int | None = None) -> Decision:
         """Take `cost` tokens from the bucket of `key` if it holds them. Never waits, never raises for a denial.
 
         A cost of 0 looks without taking. Raises `StorageUnavailable` only for a storage without a stand-in.
         """
-        scope = current_scope()
-        subject = self._subject(key) if key is not None or self._key is not None else scope.caller()
-        if len(subject) > LONGEST_KEY:
-            subject = _shortened(subject)
-        tokens = self._tokens() if cost is None else _checked_cost(cost)
-        storage = self.storage if self.storage is not None else scope.storage
-        # tuple.__new__: a named tuple's own constructor takes twice as long.
-        decision = storage.take([tuple.__new__(Charge, (name, subject, limit, tokens)) for name, limit in self._scopes])
+        scope = current_scope() if RESOLVERS else PROCESS
+        terms = self._plain
+        if terms is None or (scope is not PROCESS and scope.stance() != "enforce"):
+            return super().try_acquire(key, cost=cost)
+        policy = self._policy
+        subject = self._subject if key is None else policy.named(key)
+        if subject is None:
+            subject = policy.subject(None, scope)
+        tokens = self._tokens if cost is None else checked_cost(cost)
+        if tokens is None:
+            tokens = policy.tokens()
+        storage = policy.storage if policy.storage is not None else scope.storage
+        bound, take = terms.bound
+        if bound is not storage:
+            take = terms.bind(storage)
+        decision = take(subject, tokens)
         if not decision.allowed:
-            self._counts.denied += 1
+            policy.tally.denied += 1
         elif tokens:
-            self._counts.allowed += 1
-        scope.observe(self.name, self.title, decision)
+            policy.tally.allowed += 1
+        if scope is not PROCESS:
+            scope.observe(policy.name, terms.titles, decision)
         return decision
 
-    def acquire(self, key: str | tuple[object, ...] | None = None, *, cost: int | None = None) -> Decision:
-        """Take `cost` tokens or raise `RateLimited`, which carries the decision and the seconds to wait."""
+    def acquire(self, key: KeyLike | None = None, *, cost: int | None = None, wait: float | None = None) -> Decision:
+        """Take `cost` tokens or raise `RateLimited`, which carries the decision and the seconds to wait.
+
+        Where the limit, or `wait` in its place, lets the caller wait for its turn, this returns when it has come. The turn
+        is reserved at once, in the order of asking; whoever would have to wait longer is refused at once. A caller that is
+        interrupted meanwhile gives its turn back.
+        """
+        terms = self._plain
+        if wait is not None or terms is None or self._policy.wait is not None:
+            return super().acquire(key, cost=cost, wait=wait)
         decision = self.try_acquire(key, cost=cost)
         if not decision.allowed:
-            raise RateLimited(self.name, decision, title=self.title)
+            raise self._refused(decision, terms.titles)
         return decision
 
-    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Guard `function`: every call takes from the bucket first and raises `RateLimited` when it is empty."""
-        if inspect.iscoroutinefunction(function):
-            raise TypeError(
-                f"{_name_of(function)} is a coroutine function: call limiter.acquire() in it instead of decorating it"
-            )
+    def _refused(self, decision: Decision, titles: tuple[str, ...]) -> RateLimited:
+        rejection = RateLimited(self.name, decision, title=self.title, titles=titles)
+        self._policy.answer(rejection)
+        current_scope().refuse(rejection)
+        return rejection
 
-        @functools.wraps(function)
+    def _guarded(self, function: Callable[P, T]) -> Callable[P, T]:
+        policy = self._policy
+        if self._plain is None or policy.wait is not None or policy.on_breach is not None:
+            return super()._guarded(function)
+
         def limited(*args: P.args, **kwargs: P.kwargs) -> T:
             self.acquire()
             return function(*args, **kwargs)
 
-        limited.limiter = self  # type: ignore[attr-defined]  # lets callers reach the policy of a view
         return limited
 
     def snapshot(self, *, default_storage: LimitStorage | None = None) -> LimiterSnapshot:
         """What this process has counted. `default_storage` is where a limiter without a storage of its own counts, if
         the caller knows better than the current scope."""
         storage = default_storage if self.storage is None else self.storage
-        if storage is None:
-            storage = current_scope().storage
-        return LimiterSnapshot(
-            self.name, tuple(map(str, self.limits)), storage.uri, self._counts.allowed, self._counts.denied
-        )
+        return self._policy.snapshot(current_scope().storage if storage is None else storage)
 
     def count_with(self, other: RateLimiter) -> None:
         """Share the counts of `other`: two limiters of one name are listed as one."""
-        self._counts = other._counts
-
-    def _subject(self, key: str | tuple[object, ...] | None) -> str:
-        if key is None:
-            key = self._key() if callable(self._key) else self._key
-        if isinstance(key, str):
-            return key if type(key) is str else str.__str__(key)
-        if isinstance(key, tuple):
-            return "|".join(str(part).replace("\\", "\\\\").replace("|", "\\|") for part in key)
-        raise TypeError(f"the key of rate limit {self.name!r} is {key!r}: a key is a string or a tuple")
-
-    def _tokens(self) -> int:
-        cost: Any = self._cost
-        return _checked_cost(cost()) if callable(cost) else cost
+        self._policy.tally = other._policy.tally
 
 
-class _Counts:
-    """Decisions of one policy. Plain additions: exact under greenlets; under threads two that coincide may count once."""
-
-    __slots__ = ("allowed", "denied")
-
-    def __init__(self) -> None:
-        self.allowed = 0
-        self.denied = 0
+_derived: dict[str, list[tuple[object, object]]] = {}
 
 
-_derived: dict[str, list[tuple[object, tuple[Limit, ...]]]] = {}
-
-
-def _derived_name(function: Callable[..., Any], limits: tuple[Limit, ...]) -> tuple[str, str]:
+def _derived_name(function: Callable[..., Any], limits: object) -> tuple[str, str]:
     """Name and title of a limit that was given none.
 
     The same code under the same limits is the same policy, so that an application factory may run again. Other code of
     the same name (closures), or other limits, get a number.
     """
     title = str(getattr(function, "__name__", type(function).__name__))
-    qualified = _name_of(function)
+    qualified = name_of(function)
     # Flask names the views of its class-based views so; what they are in is the same for all of them.
     name = f"{getattr(function, '__module__', '')}.{qualified if qualified.endswith(title) else title}"
     identity = (getattr(function, "__code__", function), limits)
@@ -177,48 +240,56 @@ def _derived_name(function: Callable[..., Any], limits: tuple[Limit, ...]) -> tu
     return (name, title) if number == 1 else (f"{name}#{number}", f"{title}-{number}")
 
 
-def _name_of(function: Any) -> str:
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
-
-
-def _shortened(subject: str) -> str:
-    # Keys may come from callers: whatever they send, a bucket takes a bounded amount of memory.
-    return "#" + hashlib.blake2b(subject.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def _checked_cost(cost: object) -> int:
-    if type(cost) is not int or cost < 0:
-        raise ValueError(f"cost={cost!r}: a cost is a whole number from 0")
-    return cost
-
-
 def rate_limit(
-    limits: LimitsLike | Limit,
-    *,
-    burst: int | None = None,
-    key: Key = None,
-    cost: int | Callable[[], int] = 1,
-    name: str | None = None,
-    storage: LimitStorage | None = None,
+    limits: Limits, *, name: str | None = None, **options: Unpack[LimiterOptions]
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Limit how often a function is called; see `RateLimiter` for the arguments.
+    """Limit how often a function is called; `limits` and the options are those of `RateLimiter`.
 
     `name` defaults to the function's qualified name with its module, made unique where several functions or limits have
     the same. Functions that are given one name share its buckets. Usable before an application exists and outside
     requests. The limiter itself is the attribute `limiter` of the decorated function.
     """
-    if callable(limits):
-        raise TypeError("rate_limit needs a limit: write @rate_limit('10/second')")
+    if callable(limits) and _parameters(limits):
+        raise TypeError(_NO_LIMIT)
+    # What says the limits is made anew whenever a factory runs; its code is not.
+    written = (
+        getattr(limits, "__code__", limits) if callable(limits) else parse_limits(limits, burst=options.get("burst"))
+    )
 
-    def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        identity, title = (
-            (name, name) if name is not None else _derived_name(function, parse_limits(limits, burst=burst))
-        )
-        limiter = RateLimiter(limits, name=identity, title=title, burst=burst, key=key, cost=cost, storage=storage)
-        known = PROCESS_REGISTRY.limiters.get(identity)
-        if isinstance(known, RateLimiter):
-            limiter.count_with(known)  # one name is one policy, and is listed once
-        PROCESS_REGISTRY.add_limiter(limiter)
-        return limiter(function)
+    def decorate(function: Callable[P, T] | None = None) -> Callable[P, T]:
+        if function is None:
+            raise TypeError(_NO_LIMIT)
+        identity, title = (name, name) if name is not None else _derived_name(function, written)
+        named: LimiterOptions = {"title": title, **options}
+        return shared_limit(limits, name=identity, **named)(function)
 
-    return decorate
+    return cast("Callable[[Callable[P, T]], Callable[P, T]]", decorate)
+
+
+def shared_limit(limits: Limits, *, name: str, **options: Unpack[LimiterOptions]) -> RateLimiter:
+    """A limit for several functions, which share its buckets: a decorator that is listed under its name.
+
+    `limits` and the options are those of `RateLimiter`. A later limit of the same name takes this one's place in the list
+    and goes on with its counts.
+    """
+    limiter = RateLimiter(limits, name=name, **options)
+    known = PROCESS_REGISTRY.limiters.get(name)
+    if isinstance(known, RateLimiter):
+        limiter.count_with(known)  # one name is one policy, and is listed once
+    PROCESS_REGISTRY.add_limiter(limiter)
+    return limiter
+
+
+_NO_LIMIT = "rate_limit needs a limit: write @rate_limit('10/second')"
+
+
+def _parameters(function: Callable[..., Any]) -> bool:
+    """Whether `function` needs arguments: then it is what should have been decorated, not what says limits."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(
+        parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        for parameter in parameters
+    )

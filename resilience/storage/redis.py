@@ -1,110 +1,201 @@
-"""`redis://` and `valkey://`: buckets shared by every process that names the same server. One script call a decision.
+"""`redis://` and `valkey://`: buckets shared by every process that names the same server.
 
-Written for Redis 6.2 and later and Valkey. The server's clock decides, so that workers need not agree on the time.
+What the greenlets or threads of a process ask at the same time is decided by one call of a script, written for Redis 6.2 and
+later and Valkey. The server's clock decides, so that workers need not agree on the time.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import importlib.resources
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import redis
 from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection, Connection, parse_url
 from redis.retry import Retry
 
-from resilience.core.limiter import Charge, Decision, Quota
-from resilience.errors import StorageBusy, StorageUnavailable
-from resilience.ports import Clock
-from resilience.storage.places import Places
+from resilience.core.limiter import Charge, Decision, Limit, Quota, Refund
+from resilience.ports import Clock, Taker
+from resilience.storage.carrier import Carrier, Question
+from resilience.storage.script import bulk, charge_terms, refund_terms
 
-__all__ = ["RedisStorage"]
+__all__ = [
+    "Keys",
+    "RedisStorage",
+    "charges_question",
+    "connection_options",
+    "decision_of",
+    "refunds_question",
+    "without_credentials",
+]
 
 _PLAIN_SUBJECT = re.compile(r"[A-Za-z0-9_.:@/-]{1,96}")
-_SCRIPT = importlib.resources.files("resilience.storage").joinpath("lua/token_bucket.lua").read_text(encoding="utf-8")
+_MOST_CHARGES = 512
+"""In one decision; a call of the script takes 65,536."""
+_KEPT = 4_096
+"""Names and terms that are kept ready, of each limit."""
+_LONGEST_KEPT = 256
+
+_Name = TypeVar("_Name")
+_Value = TypeVar("_Value")
+
+# A named tuple's own constructor takes twice as long as the tuple's.
+_new = tuple.__new__
+
+
+class Keys:
+    """Names of buckets on a server, as they travel.
+
+    Bounded in length: a subject of unusual characters or of more than 96 bytes is kept as its BLAKE2b hash. It is the hash
+    tag, so that all limits of one caller share a slot of a cluster.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+
+    def key(self, scope: str, subject: str) -> str:
+        """The name of the bucket."""
+        return f"{self._namespace}:limit:{{{self.tag(subject)}}}:{scope}"
+
+    def tag(self, subject: str) -> str:
+        """What its slot on a cluster depends on."""
+        if _PLAIN_SUBJECT.fullmatch(subject):
+            return subject
+        return "#" + hashlib.blake2b(subject.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    def encoded(self, scope: str, subject: str) -> bytes:
+        """The name as it travels."""
+        return bulk(self.key(scope, subject).encode())
 
 
 class RedisStorage:
     """Buckets on a Redis-compatible server.
 
-    `uri` is a `redis://`, `rediss://`, `redis+unix://` (socket path and `?db=`) or `valkey://` address. `timeout` bounds
-    connecting and every answer, in seconds. `connections` bounds how many connections the process opens; a caller that
-    finds all in use waits up to `patience` seconds for one, as long as the server answers others, and raises
-    `StorageBusy` then. `namespace` starts every key. A decision is never tried again after
-    a timeout: the server may have taken the tokens already.
+    `uri` is a `redis://`, `rediss://`, `redis+unix://` (socket path and `?db=`) or `valkey://` address. `timeout` (seconds)
+    bounds connecting and every answer. `namespace` starts every key. A process has one connection, and a thread that looks
+    after it; both are opened by the first decision.
 
-    Every key carries a time to live and is bounded in length: a caller's key of unusual characters or of more than 96
-    bytes is stored as its BLAKE2b hash. `clock` replaces the server's clock, for tests.
+    A decision is never tried again after a timeout: the server may have taken the tokens already. A caller who is killed
+    while it waits (a timeout of its own) is given back what was taken for it. Every key carries a time to live. `clock`
+    replaces the server's clock, for tests. `connect` makes the connections, where the address alone does not say how.
     """
 
     def __init__(
         self,
         uri: str,
         *,
-        timeout: float = 0.1,
-        connections: int = 32,
-        patience: float = 1.0,
+        timeout: float = 0.05,
         namespace: str = "seawall",
         clock: Clock | None = None,
+        connect: Callable[[], AbstractConnection] | None = None,
     ) -> None:
-        self.uri = _without_credentials(uri)
-        self._namespace = namespace
-        self._clock = clock
-        self._patience = patience
-        # Waiting for a place here and not in the pool: a crowd of callers is no sign that the server is in trouble.
-        self._places = Places(connections)
-        self._failures = 0
-        self._pool = redis.ConnectionPool.from_url(
-            _client_address(uri),
-            max_connections=connections,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            # redis-py 8 tries a client made from a host name ten times, with growing waits: 3.5 s while nobody listens. One
-            # made from an address it does not, for now.
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-        )
-        self._client = redis.Redis(connection_pool=self._pool)
-        # EVALSHA, and SCRIPT LOAD on NOSCRIPT: the script cache does not survive a restart or a failover.
-        self._script = self._client.register_script(_SCRIPT)
+        if timeout <= 0:
+            raise ValueError(f"timeout={timeout!r}: a storage takes seconds above 0")
+        self.uri = without_credentials(uri)
+        self._keys = Keys(namespace)
+        if connect is None:
+            kind, options = connection_options(uri, timeout=timeout)
+            connect = functools.partial(kind, **options)
+        self._carrier = Carrier(connect, uri=self.uri, timeout=timeout, clock=clock)
 
     def __repr__(self) -> str:
         return f"<RedisStorage: {self.uri}>"
 
     def take(self, charges: Sequence[Charge]) -> Decision:
         """Take every charge or none. Raises `StorageUnavailable` when the server did not decide in time."""
-        keys = [self._key(charge.scope, charge.subject) for charge in charges]
-        arguments: list[str | int] = ["" if self._clock is None else self._clock.microseconds()]
-        for _, _, limit, cost in charges:
-            arguments += (limit.capacity, limit.refill, limit.unit, limit.tick, cost * limit.unit)
-        failures = self._failures
-        if not self._places.acquire(timeout=self._patience):
-            raise StorageBusy(f"{self.uri}: all connections of this process were in use for {self._patience:g} s")
-        try:
-            if failures != self._failures:  # those ahead in the line have just found out
-                raise StorageUnavailable(f"{self.uri} did not decide")
-            allowed, *levels = self._script(keys=keys, args=arguments)
-        except (redis.RedisError, OSError) as error:
-            self._failures += 1
-            raise StorageUnavailable(f"{self.uri} did not decide: {error}") from error
-        finally:
-            self._places.release()
-        quotas = tuple(
-            Quota(charge.limit, int(level), charge.cost) for charge, level in zip(charges, levels, strict=True)
-        )
-        return Decision(allowed == 1, quotas)
+        question = charges_question(self._keys, charges)
+        allowed = self._carrier.ask(question)
+        return decision_of(charges, allowed, question.levels)
 
-    def _key(self, scope: str, subject: str) -> str:
-        # The subject is the hash tag: all limits of one caller share a slot of a cluster.
-        if not _PLAIN_SUBJECT.fullmatch(subject):
-            subject = "#" + hashlib.blake2b(subject.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-        return f"{self._namespace}:limit:{{{subject}}}:{scope}"
+    def taker(self, scope: str, limit: Limit, floor: int = 0, lease: int = 0) -> Taker:  # noqa: ARG002
+        """`take` for one charge with everything prepared that does not change."""
+        ask, encoded = self._carrier.ask, self._keys.encoded
+        keys: dict[str, tuple[bytes]] = {}
+        terms: dict[int, tuple[bytes]] = {}
+
+        def take_one(subject: str, cost: int) -> Decision:
+            key = keys.get(subject)
+            if key is None:
+                key = _kept(keys, subject, (encoded(scope, subject),))
+            known = terms.get(cost)
+            if known is None:
+                known = _kept(terms, cost, (charge_terms(limit, cost, floor),))
+            question = Question(key, known)
+            allowed = ask(question)
+            return _new(Decision, (allowed, (_new(Quota, (limit, question.level, cost, floor)),)))
+
+        return take_one
+
+    def give_back(self, refunds: Sequence[Refund]) -> None:
+        """Give tokens back, or fill buckets. Raises `StorageUnavailable` when that could not be had in time."""
+        if not refunds:
+            return
+        self._carrier.ask(refunds_question(self._keys, refunds))
 
     def close(self) -> None:
-        """Close the pooled connections. The next decision opens new ones."""
-        self._pool.disconnect()
+        """Close the connection. The next decision opens a new one."""
+        self._carrier.close()
+
+
+def charges_question(keys: Keys, charges: Sequence[Charge]) -> Question:
+    """The question that decides these charges, all or nothing."""
+    if not 0 < len(charges) <= _MOST_CHARGES:
+        raise ValueError(f"{len(charges)} charges: a decision takes 1 to {_MOST_CHARGES}")
+    names = [keys.encoded(charge.scope, charge.subject) for charge in charges]
+    if len(set(names)) != len(names):
+        raise ValueError("two charges of one decision name the same bucket: add their costs instead")
+    last = len(charges) - 1
+    terms = [
+        charge_terms(charge.limit, charge.cost, charge.floor, more=place < last) for place, charge in enumerate(charges)
+    ]
+    return Question(names, terms)
+
+
+def refunds_question(keys: Keys, refunds: Sequence[Refund]) -> Question:
+    """The question that makes these refunds, each for itself, in order."""
+    return Question(
+        [keys.encoded(refund.scope, refund.subject) for refund in refunds],
+        [
+            refund_terms(limit, None if cost is None else cost * limit.unit, expected)
+            for _, _, limit, cost, expected in refunds
+        ],
+    )
+
+
+def decision_of(charges: Sequence[Charge], allowed: bool, levels: Sequence[int]) -> Decision:
+    """The decision, from what the question was answered."""
+    quotas = tuple(
+        _new(Quota, (charge.limit, level, charge.cost, charge.floor))
+        for charge, level in zip(charges, levels, strict=True)
+    )
+    return _new(Decision, (allowed, quotas))
+
+
+def connection_options(uri: str, *, timeout: float) -> tuple[type[AbstractConnection], dict[str, Any]]:
+    """The kind of connection that `uri` asks for, and its arguments. Raises `ValueError` for what redis-py cannot read."""
+    options: dict[str, Any] = parse_url(_client_address(uri))  # type: ignore[no-untyped-call]
+    for of_a_pool in ("max_connections", "timeout"):
+        options.pop(of_a_pool, None)
+    kind = options.pop("connection_class", Connection)
+    options |= {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "retry": Retry(NoBackoff(), 0),  # of its own accord redis-py 8 tries ten times
+        "protocol": 2,  # nothing but answers: no notifications in between
+        "health_check_interval": 0,
+    }
+    return kind, options
+
+
+def _kept(ready: dict[_Name, _Value], name: _Name, value: _Value) -> _Value:
+    if len(ready) >= _KEPT:
+        ready.clear()
+    if not isinstance(name, str) or len(name) <= _LONGEST_KEPT:
+        ready[name] = value
+    return value
 
 
 def _client_address(uri: str) -> str:
@@ -114,6 +205,7 @@ def _client_address(uri: str) -> str:
     return names.get(scheme, scheme) + separator + rest
 
 
-def _without_credentials(uri: str) -> str:
+def without_credentials(uri: str) -> str:
+    """The address as it may be shown: credentials also come as options, so these are left out."""
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

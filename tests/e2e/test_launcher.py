@@ -88,6 +88,7 @@ def test_a_signal_ends_everything(number: signal.Signals, folder: Path) -> None:
         assert "Traceback" not in run.text
 
 
+@pytest.mark.alone
 def test_the_next_start_is_quick_and_knows_its_user(
     folder: Path, record_property: Callable[[str, object], None]
 ) -> None:

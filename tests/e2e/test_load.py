@@ -14,6 +14,8 @@ from tests.support.crowd import Crowd
 from tests.support.gunicorn import RunningService, administrator, eventually, running_service
 from tests.support.redis_server import running_redis, server_programs
 
+pytestmark = pytest.mark.alone
+
 GENEROUS: dict[str, Any] = {"rate_limit": "100000000/second", "rate_limit_burst": "none", "web_concurrency": 2}
 
 short_and_long = pytest.mark.parametrize(

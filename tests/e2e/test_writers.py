@@ -9,7 +9,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from tests.support.gunicorn import PROBE, Answer, RunningService, administrator, eventually, running_service
+
+pytestmark = pytest.mark.alone
 
 WRITERS = 200
 WORKERS = 2

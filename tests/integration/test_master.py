@@ -109,6 +109,12 @@ def test_workers_meet_in_a_folder_named_after_the_user_and_the_process(
     assert not folder.exists()
 
 
+def test_workers_that_start_later_are_told_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(monkeypatch)
+    master.expect_workers(7)
+    assert 7 == master.settings().web_concurrency
+
+
 def test_a_configured_folder_is_made_and_not_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     configure(monkeypatch, peer_directory=tmp_path / "peers")
     assert tmp_path / "peers" == master.open_peer_directory()

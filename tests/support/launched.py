@@ -21,6 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from resilience.storage.shm import SharedMemoryStorage
+
 __all__ = ["Answer", "Launched", "free_ports", "inherited_environment", "is_alive", "launched", "prepare_folder"]
 
 ROOT = Path(__file__).parents[2]
@@ -164,6 +166,7 @@ class Launched:
             if self.process.stdout is not None:
                 self.process.stdout.close()
             self._runtime_folder.cleanup()
+            SharedMemoryStorage(f"shm://seawall-{self.port}").path.unlink(missing_ok=True)  # it outlives the service
 
     def _read(self) -> None:
         assert self.process.stdout is not None

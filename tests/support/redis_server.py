@@ -17,7 +17,8 @@ __all__ = ["RedisServer", "running_redis", "server_programs"]
 class RedisServer:
     """A server on a loopback port of its own, without persistence."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, *options: str) -> None:
+        self._options = options
         self._folder = tempfile.TemporaryDirectory(prefix="seawall-redis-")
         self.program = program
         self.port = _free_port()
@@ -28,11 +29,18 @@ class RedisServer:
         """Start, and return when it answers."""
         folder = Path(self._folder.name)
         with (folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],
-                stdout=log,
-                stderr=log,
-            )
+            command = [
+                self.program,
+                "--port",
+                str(self.port),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--dir",
+                str(folder),
+            ]
+            self._process = subprocess.Popen([*command, *self._options], stdout=log, stderr=log)
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
@@ -41,6 +49,11 @@ class RedisServer:
                     return
             time.sleep(0.02)
         raise RuntimeError(f"{self.program} did not start: {(folder / 'log').read_text()[-2000:]}")
+
+    @property
+    def folder(self) -> Path:
+        """Where it runs; for sockets and certificates of the test."""
+        return Path(self._folder.name)
 
     @property
     def pid(self) -> int:
@@ -75,9 +88,9 @@ def server_programs() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running_redis(program: str) -> Iterator[RedisServer]:
-    """A started server, ended on exit."""
-    server = RedisServer(program)
+def running_redis(program: str, *options: str) -> Iterator[RedisServer]:
+    """A started server with these options, ended on exit."""
+    server = RedisServer(program, *options)
     try:
         server.start()
         yield server

@@ -19,6 +19,8 @@ import pytest
 from tests.support.longconn_client import Conversation, request
 from tests.support.longconn_server import GunicornServer, gunicorn_server
 
+pytestmark = pytest.mark.alone
+
 MIRROR = "tests.support.longconn_mirror:application"
 PLACES = 64
 ATTACKERS = 80

@@ -20,6 +20,8 @@ import pytest
 from tests.support.gunicorn import eventually
 from tests.support.longconn_server import Client, GunicornServer, gunicorn_server
 
+pytestmark = pytest.mark.alone
+
 WORKERS = 4
 CROWD = 2000
 UNEVEN = 0.05

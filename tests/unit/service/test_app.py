@@ -70,6 +70,7 @@ def test_metrics_are_on_the_admin_listener_for_whoever_has_the_token(tmp_path: P
     answers = [client.get("/metrics", headers=headers, environ_overrides=admin) for _ in range(3)]
     assert [200] * 3 == [answer.status_code for answer in answers]
     assert b"longconn_requests_total" in answers[0].data
+    assert b'resilience_limit_decisions_total{limiter="login",outcome="denied",' in answers[0].data
     assert 404 == client.get("/metrics", headers=headers).status_code
 
 
@@ -97,7 +98,7 @@ def test_an_unknown_middleware_is_refused(tmp_path: Path, lifecycle: Lifecycle) 
 def test_a_storage_that_cannot_be_opened_is_refused_without_repeating_its_address(
     tmp_path: Path, lifecycle: Lifecycle
 ) -> None:
-    with pytest.raises(SettingsError, match="resilience_storage_uri: must be memory:// or") as refusal:
+    with pytest.raises(SettingsError, match="resilience_storage_uri: must be memory://, shm://") as refusal:
         create(tmp_path, lifecycle, resilience_storage_uri="redis://user:secret@host/0?socket_timeout=long")
     assert "secret" not in str(refusal.value)
 

@@ -191,6 +191,10 @@ def test_the_shipped_configuration_is_valid_in_every_environment() -> None:
         ({"RESILIENCE_STORAGE_URI": "redis://h:0"}, "resilience_storage_uri .* memory://"),
         ({"RESILIENCE_STORAGE_URI": "redis://h:65536/0"}, "resilience_storage_uri .* memory://"),
         ({"RESILIENCE_STORAGE_URI": "redis://[::/0"}, "resilience_storage_uri .* memory://"),
+        ({"RESILIENCE_STORAGE_URI": "redis+cluster://one:7000,two:70000"}, "resilience_storage_uri .* memory://"),
+        ({"RESILIENCE_STORAGE_URI": "shm://.."}, "resilience_storage_uri .* shm://"),
+        ({"RESILIENCE_STORAGE_URI": "memory://here"}, "resilience_storage_uri .* memory://"),
+        ({"RESILIENCE_ON_STORE_FAILURE": "open"}, "resilience_on_store_failure .* 'local', 'allow' or 'deny'"),
         ({"REQUEST_TIMEOUT": "0.09"}, "request_timeout .* greater than or equal to 0.1"),
         ({"REQUEST_TIMEOUT": "86401"}, "request_timeout .* less than or equal to 86400"),
         ({"BACKEND_READ_TIMEOUT": "1e9"}, "backend_read_timeout .* less than or equal to 86400"),
@@ -276,11 +280,32 @@ def test_every_rate_that_is_accepted_can_be_limited_to(
     assert len(amounts) == len(parse_limits(accepted.rate_limit, burst=burst))
 
 
-@pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "valkeys", "redis+unix", "valkey+unix", "unix"])
-def test_every_storage_that_is_accepted_can_be_opened(folder: Path, scheme: str) -> None:
-    place = "///run/socket" if scheme.endswith("unix") else "//:secret@[::1]:6379/0"
-    uri = load(folder, RESILIENCE_STORAGE_URI=f"{scheme}:{place}").resilience_storage_uri
-    assert open_storage(uri) is not None
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *(f"{scheme}://:secret@[::1]:6379/0" for scheme in ("redis", "rediss", "valkey", "valkeys")),
+        *(f"{scheme}:///run/socket" for scheme in ("redis+unix", "valkey+unix", "unix")),
+        "redis://user:pass:word@host",
+        "redis+sentinel://:secret@one:26379,two,[::1]:26380/limits/1",
+        "redis+cluster://one:7000,two:7001",
+        "memory://",
+        "memory://?buckets=1000",
+        "shm://",
+        "shm://name?buckets=1000",
+        "shm:///absolute/path",
+    ],
+)
+def test_every_storage_that_is_accepted_can_be_opened(folder: Path, uri: str) -> None:
+    assert open_storage(load(folder, RESILIENCE_STORAGE_URI=uri).limit_storage) is not None
+
+
+def test_services_on_one_machine_count_their_limits_apart(folder: Path) -> None:
+    places = [
+        load(folder, PORT=port, RESILIENCE_STORAGE_URI=uri).limit_storage
+        for port in ("8010", "8020")
+        for uri in ("", "none")
+    ]
+    assert ["shm://seawall-8010"] * 2 + ["shm://seawall-8020"] * 2 == places
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import operator
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -11,9 +13,21 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from resilience import CircuitBreaker, MemoryStorage, RateLimiter, Resilience, create_admin_blueprint
-from resilience.adapters.admin import _merge_circuit
+from resilience import (
+    CircuitBreaker,
+    Decision,
+    Limit,
+    MemoryStorage,
+    RateLimiter,
+    Resilience,
+    StorageUnavailable,
+    create_admin_blueprint,
+)
+from resilience.adapters.admin import _merge_circuit, _merge_storage
+from resilience.adapters.peers import Answers
+from resilience.core.limiter import Charge, Refund
 from resilience.registry import PROCESS_REGISTRY
+from resilience.storage.standin import StandInStorage
 from resilience.testing import FakeClock, RecordingListener
 
 TOKEN = "a-token-for-tests-that-is-long-enough"
@@ -86,8 +100,106 @@ def test_an_unknown_circuit_is_not_found(call: Caller) -> None:
 def test_limiters_are_listed_with_what_they_decided(call: Caller) -> None:
     for _ in range(3):
         call.limiter.try_acquire()
-    limiters = call("GET", "/admin/limiters").get_json()["limiters"]
-    assert [{"name": "api", "limits": ["2 per 60 s"], "storage": "memory://", "allowed": 2, "denied": 1}] == limiters
+    (limiter,) = call("GET", "/admin/limiters").get_json()["limiters"]
+    assert {
+        "name": "api",
+        "limits": ["2 per 60 s"],
+        "storage": "memory://",
+        "allowed": 2,
+        "denied": 1,
+        "shadow_denied": 0,
+        "waited": 0,
+        "exempted": 0,
+    } == limiter
+
+
+def test_limits_of_the_application_are_listed_once_however_many_routes_there_are(call: Caller) -> None:
+    call = Caller(application_limits="100/minute", default_limits="2/minute")
+    for path in ("/nothing", "/admin/circuits", "/admin/circuits", "/admin/circuits"):
+        call("GET", path)
+    listed = {each["name"]: each for each in call("GET", "/admin/limiters").get_json()["limiters"]}
+    assert {"api", "demo:application", "demo:default"} == listed.keys()
+    assert (4, 3, 1) == (
+        listed["demo:application"]["allowed"], listed["demo:default"]["allowed"], listed["demo:default"]["denied"]
+    )  # fmt: skip
+
+
+def test_the_storage_is_shown_with_who_decides() -> None:
+    class Gone(MemoryStorage):
+        def take(self, charges: Sequence[Charge]) -> Decision:
+            raise StorageUnavailable("gone")
+
+    storage = StandInStorage(Gone(), clock=FakeClock(), probing=False)
+    call = Caller(storage=storage)
+    assert ("primary", {"primary": 1}) == operator.itemgetter("mode", "modes")(
+        call("GET", "/admin/limiters").get_json()["storage"]
+    )
+    for _ in range(3):
+        storage.take([Charge("scope", "subject", Limit(1, 60), 1)])
+    assert {
+        "uri": "memory://",
+        "mode": "local",
+        "modes": {"local": 1},
+        "since": 0.0,
+        "failures": 1,
+        "changes": 1,
+        "decided_locally": 3,
+    } == call("GET", "/admin/limiters").get_json()["storage"]
+
+
+def test_a_storage_without_a_stand_in_always_decides_itself(call: Caller) -> None:
+    storage = call("GET", "/admin/limiters").get_json()["storage"]
+    assert ("memory://", "primary", 0) == (storage["uri"], storage["mode"], storage["failures"])
+
+
+def test_workers_that_disagree_about_the_storage_are_counted_by_mode() -> None:
+    def answer(mode: str, since: float) -> dict[str, Any]:
+        counts = {"failures": 1, "changes": 2, "decided_locally": 3}
+        return {"storage": {"uri": "redis://limits", "mode": mode, "since": since, **counts}}
+
+    answers = Answers({1: answer("primary", 9.0), 2: answer("local", 4.0), 3: answer("local", 2.0)}, ())
+    merged = _merge_storage(answers)
+    assert ("local", {"primary": 1, "local": 2}, 2.0, 9) == (
+        merged["mode"], merged["modes"], merged["since"], merged["decided_locally"]
+    )  # fmt: skip
+
+
+def test_the_bucket_of_one_caller_can_be_filled(call: Caller, caplog: pytest.LogCaptureFixture) -> None:
+    for key in ("k", "other"):
+        while call.limiter.try_acquire(key).allowed:
+            pass
+    with caplog.at_level(logging.WARNING, "resilience.audit"):
+        answer = call("POST", "/admin/limiters/api/reset?key=other")
+    assert (200, "other", "api") == (answer.status_code, answer.get_json()["key"], answer.get_json()["limiter"]["name"])
+    assert [False, True] == [call.limiter.try_acquire(key).allowed for key in ("k", "other")]
+    assert "limiter 'api': reset for 'other' by 127.0.0.1" in caplog.text
+
+
+def test_a_caller_s_default_limit_is_filled_for_every_route() -> None:
+    call = Caller(default_limits="2/hour", storage=MemoryStorage(clock=FakeClock()))
+    paths = ("/admin/circuits", "/admin/circuits/pay/ments")
+    assert [200, 200, 429] * 2 == [call("GET", path).status_code for path in paths for _ in range(3)]
+    assert 200 == call("POST", "/admin/limiters/demo:default/reset?key=127.0.0.1").status_code
+    assert [200, 200] == [call("GET", path).status_code for path in paths]
+
+
+def test_a_reset_needs_a_limiter_and_a_key(call: Caller) -> None:
+    assert 404 == call("POST", "/admin/limiters/nonsense/reset?key=k").status_code
+    assert 400 == call("POST", "/admin/limiters/api/reset").status_code
+    assert 400 == call("POST", f"/admin/limiters/api/reset?key={'k' * 1_025}").status_code
+    assert 405 == call("GET", "/admin/limiters/api/reset?key=k").status_code
+
+
+def test_a_storage_that_cannot_be_reset_does_not_fail_the_operator(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(MemoryStorage):
+        def give_back(self, refunds: Sequence[Refund]) -> None:
+            raise StorageUnavailable("gone")
+
+    limiter = RateLimiter("2/minute", name="broken", storage=Broken())
+    call = Caller()
+    call.client.application.extensions["resilience"].registry.add_limiter(limiter)
+    assert 200 == call("POST", "/admin/limiters/broken/reset?key=k").status_code
+    assert "rate limit 'broken' was not reset" in caplog.text
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + "x", TOKEN[:-1], "ümlaut"])

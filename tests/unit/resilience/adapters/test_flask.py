@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pybreaker
 import pytest
-from flask import Flask
+from flask import Flask, Response, abort, copy_current_request_context, request
 from flask.views import View
+from werkzeug.exceptions import HTTPException
+from werkzeug.test import TestResponse
 
-from resilience import CircuitBreaker, MemoryStorage, RateLimiter, Rejected, Resilience, circuit_breaker, rate_limit
+from resilience import (
+    CircuitBreaker,
+    Decision,
+    Limit,
+    MemoryStorage,
+    RateLimited,
+    RateLimiter,
+    Rejected,
+    Resilience,
+    StorageUnavailable,
+    circuit_breaker,
+    rate_limit,
+)
 from resilience.adapters.flask import current_application
 from resilience.adapters.peers import Peers
+from resilience.core.limiter import Charge, Refund
+from resilience.ports import Taker
 from resilience.registry import PROCESS_REGISTRY
 from resilience.scope import PROCESS, current_scope
 from resilience.testing import FakeClock
@@ -162,8 +181,33 @@ def test_a_forked_worker_answers_from_its_first_request_on_and_serves_whatever_t
     app.extensions["resilience"].close()
 
 
-def test_fields_can_be_switched_off() -> None:
-    assert "RateLimit" not in made(headers_enabled=False).test_client().get("/").headers
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [
+        ("draft", ["RateLimit-Policy", "RateLimit"]),
+        ("legacy", ["X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"]),
+        ("off", []),
+    ],
+)
+def test_which_fields_tell_of_limits_can_be_chosen(style: str, expected: list[str]) -> None:
+    headers = made(headers=style).test_client().get("/").headers
+    assert expected == [name for name, _ in headers if "RateLimit" in name]
+
+
+def test_the_older_fields_tell_the_time_at_which_the_quota_is_whole() -> None:
+    before = time.time()
+    headers = made(headers="legacy").test_client().get("/").headers
+    assert ("2", "1") == (headers["X-RateLimit-Limit"], headers["X-RateLimit-Remaining"])
+    assert before + 30 <= int(headers["X-RateLimit-Reset"]) <= time.time() + 32
+
+
+def test_fields_of_another_s_are_replaced() -> None:
+    app = made()
+    foreign = {"ratelimit": '"theirs";r=9', "X-RateLimit-Limit": "9", "Retry-After": "9", "X-Other": "kept"}
+    app.add_url_rule("/proxied", "proxied", rate_limit("2/minute", name="ours")(lambda: ("hello", foreign)))
+    headers = app.test_client().get("/proxied").headers
+    assert ['"ours";r=1;t=30'] == headers.getlist("RateLimit")
+    assert (None, "9", "kept") == (headers.get("X-RateLimit-Limit"), headers["Retry-After"], headers["X-Other"])
 
 
 def test_an_open_circuit_is_a_503_with_retry_after() -> None:
@@ -229,29 +273,24 @@ def test_an_application_without_the_extension_is_told_what_to_do() -> None:
         current_application()
 
 
-def test_the_environment_is_stronger_than_the_configuration_and_that_than_the_constructor(
+def test_options_come_from_the_constructor_the_configuration_and_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     app = Flask("demo")
-    app.config.update(RESILIENCE_TRUSTED_PROXIES="2", RESILIENCE_HEADERS_ENABLED=False, RESILIENCE_ADMIN_PORT=8001)
+    app.config.update(RESILIENCE_TRUSTED_PROXIES="2", RESILIENCE_HEADERS="off")
     monkeypatch.setenv("RESILIENCE_TRUSTED_PROXIES", "3")
-    monkeypatch.setenv("RESILIENCE_STORAGE_URI", "memory://")
-    monkeypatch.setenv("RESILIENCE_PEER_DIRECTORY", "")
-    Resilience(trusted_proxies=1, headers_enabled=True, admin_token="constructor").init_app(app)
+    Resilience(trusted_proxies=1, headers="both", admin_token="constructor").init_app(app)
     with app.app_context():
         options = current_application().options
-    assert (3, False, 8001, "constructor", None) == (
-        options.trusted_proxies, options.headers_enabled, options.admin_port, options.admin_token, options.peer_directory
-    )  # fmt: skip
+    assert (3, "off", "constructor") == (options.trusted_proxies, options.headers, options.admin_token)
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"RESILIENCE_TRUSTED_PROXIES": "many"}, "RESILIENCE_TRUSTED_PROXIES='many': use a whole number from 0"),
-        ({"RESILIENCE_HEADERS_ENABLED": "perhaps"}, "RESILIENCE_HEADERS_ENABLED='perhaps': use true or false"),
+        ({"RESILIENCE_HEADERS": "perhaps"}, "RESILIENCE_HEADERS='perhaps': choose one of draft"),
         ({"RESILIENCE_STORAGE_URI": "ftp://x"}, "'ftp' is no storage"),
-        ({"RESILIENCE_ON_STORAGE_FAILURE": "panic"}, "RESILIENCE_ON_STORAGE_FAILURE='panic': choose one of local"),
+        ({"RESILIENCE_DEFAULT_LIMITS": "often"}, "'often' is not a rate limit"),
     ],
 )
 def test_a_bad_value_stops_the_start_and_is_named(config: dict[str, str], reason: str) -> None:
@@ -266,6 +305,13 @@ def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
         Resilience(colour="blue")
 
 
+def test_limits_of_an_application_can_come_from_its_configuration_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESILIENCE_DEFAULT_LIMITS", "1/hour")
+    app = made()
+    app.add_url_rule("/plain", "plain", lambda: "hello")
+    assert [200, 429] == [app.test_client().get("/plain").status_code for _ in range(2)]
+
+
 def test_closing_an_application_takes_its_socket_away(tmp_path: Path) -> None:
     folder = tmp_path / "peers"
     app = made(peer_directory=folder)
@@ -273,3 +319,299 @@ def test_closing_an_application_takes_its_socket_away(tmp_path: Path) -> None:
         assert 1 == len(list(folder.glob("*.sock")))
         current_application().close()
         assert [] == list(folder.glob("*.sock"))
+
+
+# -- refusals as the application wants them said ---------------------------------------------------------------------
+
+
+def refused(app: Flask, path: str = "/") -> TestResponse:
+    """The first refusal of a path."""
+    client = app.test_client()
+    for _ in range(5):
+        answer = client.get(path)
+        if answer.status_code != 200:
+            return answer
+    raise AssertionError("nothing was refused")
+
+
+def limited(app: Flask, **options: Any) -> Flask:
+    app.add_url_rule("/limited", "limited", rate_limit("1/minute", name="limited", **options)(lambda: "hello"))
+    return app
+
+
+def test_a_limit_may_have_words_of_its_own() -> None:
+    answer = refused(limited(made(), response="slow down"), "/limited")
+    assert (429, "slow down", "text/plain; charset=utf-8", "60") == (
+        answer.status_code, answer.text, answer.content_type, answer.headers["Retry-After"]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "body"),
+    [
+        ({"error": "busy"}, 429, b'{"error":"busy"}\n'),
+        (("busy", 503), 503, b"busy"),
+        (("busy", {"X-Why": "limit"}), 429, b"busy"),
+        (Response("served anyway", 200), 200, b"served anyway"),
+    ],
+)
+def test_a_limit_may_make_a_response_of_its_own(answer: Any, status: int, body: bytes) -> None:
+    client = limited(made(), response=lambda rejection: answer).test_client()
+    client.get("/limited")
+    seen = client.get("/limited")
+    assert (status, body) == (seen.status_code, seen.data)
+    assert (status != 200) == ("Retry-After" in seen.headers)
+
+
+def test_an_application_may_have_words_for_all_its_limits() -> None:
+    app = limited(made(response=lambda rejection: f"{rejection.policy}: wait"), response="my own")
+    assert ("greeting: wait", "my own") == (refused(app).text, refused(app, "/limited").text)
+
+
+def test_whoever_wants_to_know_of_refusals_is_told_and_may_answer() -> None:
+    heard: list[tuple[str, str]] = []
+
+    def tell(rejection: RateLimited) -> tuple[str, int]:
+        heard.append(("limit", rejection.policy))
+        return "from the limit", 429
+
+    app = limited(made(on_breach=lambda rejection: heard.append(("application", rejection.policy))), on_breach=tell)
+    assert ("from the limit", "application/problem+json") == (refused(app, "/limited").text, refused(app).content_type)
+    assert [("limit", "limited"), ("application", "limited"), ("application", "greeting")] == heard
+
+
+def test_news_of_a_refusal_that_fail_change_nothing_about_it(caplog: pytest.LogCaptureFixture) -> None:
+    app = made(on_breach=lambda rejection: 1 / 0)
+    assert 429 == refused(app).status_code
+    assert "on_breach raised for rate limit 'greeting'" in caplog.text
+
+
+def test_whoever_is_told_of_a_refusal_may_abort() -> None:
+    assert 403 == refused(made(on_breach=lambda rejection: abort(403))).status_code
+
+
+def test_an_application_limit_is_refused_in_the_application_s_words_too() -> None:
+    app = made(application_limits="1/minute", response="slow down", on_breach=lambda rejection: None)
+    answer = refused(app)
+    assert (429, "slow down", "60") == (answer.status_code, answer.text, answer.headers["Retry-After"])
+
+
+def test_a_handler_for_refusals_goes_before_all_others() -> None:
+    app = limited(made(on_breach=lambda rejection: "on breach", response="words"), response="own words")
+    app.register_error_handler(429, lambda error: ("by status", 429))
+    app.register_error_handler(RateLimited, lambda rejection: (f"handled: {rejection.response}", 429))
+    assert ("handled: own words", "handled: on breach") == (refused(app, "/limited").text, refused(app).text)
+
+
+def test_a_handler_for_429_or_every_http_error_says_refusals_too() -> None:
+    by_status, by_kind = made(), made()
+    by_status.register_error_handler(429, lambda error: (f"by status: {error.description}", 429))
+    by_kind.register_error_handler(HTTPException, lambda error: ({"code": error.code}, error.code))
+    assert "by status: rate limit 'greeting' exceeded: retry in 30.000 s" == refused(by_status).text
+    assert ({"code": 429}, "30") == (refused(by_kind).get_json(), refused(by_kind).headers["Retry-After"])
+
+
+# -- switches --------------------------------------------------------------------------------------------------------
+
+
+def test_in_shadow_mode_limits_count_and_refuse_nobody() -> None:
+    limiter = RateLimiter("1/minute", name="explicit")
+    app = limited(made(shadow=True, application_limits="1/minute", limiters=[limiter]))
+    app.add_url_rule("/explicit", "explicit", lambda: str(limiter.acquire().allowed))
+    client = app.test_client()
+    answers = [client.get(path) for path in ("/", "/limited", "/explicit") for _ in range(3)]
+    assert [200] * 9 == [answer.status_code for answer in answers]
+    assert not any("RateLimit" in answer.headers for answer in answers)
+    snapshots = {each.name: each.snapshot() for each in app.extensions["resilience"].limiters().values()}
+    assert (2, 2, 8) == tuple(snapshots[name].shadow_denied for name in ("limited", "explicit", "demo:application"))
+
+
+def test_switched_off_limits_count_nothing() -> None:
+    storage = MemoryStorage(clock=FakeClock())
+    app = limited(made(storage=storage, enabled=False, application_limits="1/minute", default_limits="1/minute"))
+    client = app.test_client()
+    answers = [client.get(path) for path in ("/", "/limited", "/nothing") for _ in range(3)]
+    assert [200] * 6 + [404] * 3 == [answer.status_code for answer in answers]
+    assert not any("RateLimit" in answer.headers for answer in answers)
+    assert 0 == len(storage)
+
+
+def test_a_filter_lets_requests_pass_every_limit_and_is_asked_once_for_each() -> None:
+    asked: list[str] = []
+    app = Flask("demo")
+    resilience = Resilience(app, storage=MemoryStorage(clock=FakeClock()), application_limits="1/minute")
+    limited(app)
+
+    @resilience.request_filter
+    def from_inside() -> bool:
+        asked.append(request.remote_addr or "")
+        return request.remote_addr == "10.0.0.1"
+
+    client = app.test_client()
+    for address, expected in (("10.0.0.1", [200, 200, 200]), ("192.0.2.1", [200, 429, 429])):
+        environ = {"REMOTE_ADDR": address}
+        assert expected == [client.get("/limited", environ_overrides=environ).status_code for _ in range(3)]
+    assert ["10.0.0.1"] * 3 + ["192.0.2.1"] * 3 == asked
+
+
+# -- who is calling --------------------------------------------------------------------------------------------------
+
+
+def test_an_application_can_say_who_is_calling_for_limits_that_do_not() -> None:
+    def who() -> str | tuple[object, ...] | None:
+        name = request.headers.get("X-User")
+        return ("user", name) if name else None
+
+    client = made(key=who).test_client()
+    headers = [{"X-User": "ada"}, {"X-User": "ada"}, {"X-User": "ada"}, {"X-User": "bob"}, {}, {}, {}]
+    assert [200, 200, 429, 200, 200, 200, 429] == [client.get("/", headers=each).status_code for each in headers]
+
+
+def test_whoever_says_who_is_calling_says_it_with_a_string_or_a_tuple() -> None:
+    app = made(key=lambda: 42)
+    app.testing = True
+    with pytest.raises(TypeError, match="RESILIENCE_KEY returned 42: a key is a string, a tuple, or None"):
+        app.test_client().get("/")
+
+
+def test_ipv6_clients_are_told_apart_by_their_networks() -> None:
+    client = made(ipv6_prefix=48).test_client()
+    peers = ["2001:db8:1:2::1", "2001:db8:1:3::1", "2001:db8:1:4::1", "2001:db8:2::1"]
+    assert [200, 200, 429, 200] == [client.get("/", environ_base={"REMOTE_ADDR": peer}).status_code for peer in peers]
+
+
+@pytest.mark.parametrize("trusted_proxies", [0, 1])
+def test_a_thousand_forged_fields_are_one_bucket(trusted_proxies: int) -> None:
+    client = made(trusted_proxies=trusted_proxies).test_client()
+    added = ", 198.51.100.7" * trusted_proxies
+    statuses = [
+        client.get("/", headers={"X-Forwarded-For": f"10.0.{n >> 8}.{n & 255}{added}"}).status_code
+        for n in range(1_000)
+    ]
+    assert [200, 200] + [429] * 998 == statuses
+
+
+def test_a_field_that_is_sent_several_times_is_read_as_one() -> None:
+    client = made(trusted_proxies=1).test_client()
+    fields = [("X-Forwarded-For", "10.0.0.9"), ("X-Forwarded-For", "10.0.0.8, 198.51.100.7")]
+    other = [("X-Forwarded-For", "10.0.0.7"), ("X-Forwarded-For", "198.51.100.7")]
+    assert [200, 200, 429] == [client.get("/", headers=headers).status_code for headers in (fields, other, fields)]
+
+
+# -- faults known from elsewhere -------------------------------------------------------------------------------------
+
+
+class Unreachable(MemoryStorage):
+    """Decides `decisions` times, then is not there any more."""
+
+    def __init__(self, decisions: int) -> None:
+        super().__init__(clock=FakeClock())
+        self.left = decisions
+
+    def take(self, charges: Sequence[Charge]) -> Decision:
+        if not self.left:
+            raise StorageUnavailable("gone")
+        self.left -= 1
+        return super().take(charges)
+
+    def taker(self, scope: str, limit: Limit, floor: int = 0, lease: int = 0) -> Taker:
+        return lambda subject, cost: self.take([Charge(scope, subject, limit, cost, floor, lease)])
+
+    def give_back(self, refunds: Sequence[Refund]) -> None:
+        self.take([])
+
+
+def test_the_numbers_of_the_fields_are_those_of_the_decision_and_cost_no_second_look() -> None:
+    storage = Unreachable(1)
+    answer = made(storage=storage).test_client().get("/")
+    assert (200, '"greeting";r=1;t=30') == (answer.status_code, answer.headers["RateLimit"])
+
+
+def test_a_store_that_fails_after_the_response_costs_nobody_the_response(caplog: pytest.LogCaptureFixture) -> None:
+    app = limited(made(storage=Unreachable(1)), deduct_when=lambda response: response.status_code == 200)
+    answer = app.test_client().get("/limited")
+    assert (200, "hello") == (answer.status_code, answer.text)
+    assert "a call was made and not counted: gone" in caplog.text
+
+
+def test_a_condition_that_fails_after_the_response_costs_nobody_the_response(caplog: pytest.LogCaptureFixture) -> None:
+    app = limited(made(), deduct_when=lambda response: 1 / 0)
+    with caplog.at_level(logging.ERROR):
+        assert 200 == app.test_client().get("/limited").status_code
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_what_cannot_be_given_back_costs_a_refused_caller_nothing_more(caplog: pytest.LogCaptureFixture) -> None:
+    app = limited(made(storage=Unreachable(4), application_limits="9/minute"))
+    assert 429 == refused(app, "/limited").status_code
+    assert "tokens that were not used are lost: gone" in caplog.text
+
+
+def test_only_refusals_carry_retry_after() -> None:
+    plain, joking = made(), made()
+    joking.register_error_handler(RateLimited, lambda rejection: ("busy", 418))
+    assert [False, False, True] == ["Retry-After" in plain.test_client().get("/").headers for _ in range(3)]
+    assert [False, False, False] == ["Retry-After" in joking.test_client().get("/").headers for _ in range(3)]
+
+
+def test_a_handler_that_forgets_retry_after_is_helped_and_one_that_gives_it_is_believed() -> None:
+    forgetful, knowing = made(), made()
+    forgetful.register_error_handler(RateLimited, lambda rejection: ("busy", 429))
+    knowing.register_error_handler(RateLimited, lambda rejection: ("busy", 503, {"Retry-After": "7"}))
+    assert ("30", "7") == (refused(forgetful).headers["Retry-After"], refused(knowing).headers["Retry-After"])
+
+
+def test_a_limit_that_counts_only_failures_counts_each_once_whatever_the_view_returns() -> None:
+    answers: list[Any] = ["fine", ("no", 401), Response("no", 401), {"fine": True}, ("no", 401)]
+    app = made()
+    view = rate_limit("3/minute", name="login", deduct_when=lambda response: response.status_code == 401)
+    app.add_url_rule("/login", "login", view(lambda: answers.pop(0)))
+    client = app.test_client()
+    statuses = [client.get("/login").status_code for _ in range(6)]
+    assert [200, 401, 401, 200, 401, 429] == statuses
+
+
+def test_a_view_that_fails_is_seen_by_what_counts_failures() -> None:
+    app = made()
+    view = rate_limit("1/minute", name="fragile", deduct_when=lambda response: response.status_code == 500)
+    app.add_url_rule("/fragile", "fragile", view(lambda: str(1 / 0)))
+    client = app.test_client()
+    assert [500, 429] == [client.get("/fragile").status_code for _ in range(2)]
+
+
+def test_a_response_that_is_made_twice_is_settled_once() -> None:
+    seen: list[int] = []
+
+    def deduct(response: Response) -> bool:
+        seen.append(response.status_code)
+        return True
+
+    app = limited(made(), deduct_when=deduct)
+    app.after_request(lambda response: abort(500) if response.status_code == 200 else response)
+    app.test_client().get("/limited")
+    assert [200] == seen
+
+
+def test_work_that_goes_on_with_a_request_s_context_finds_its_application() -> None:
+    app = made()
+    seen: list[str] = []
+
+    @app.get("/forked")
+    def fork() -> str:
+        worker = threading.Thread(target=copy_current_request_context(lambda: seen.append(greet())))
+        worker.start()
+        worker.join()
+        return "done"
+
+    answer = app.test_client().get("/forked")
+    assert (200, ["hello"]) == (answer.status_code, seen)
+
+
+def test_whoever_is_refused_too_often_can_be_shut_out() -> None:
+    strikes = RateLimiter("2/hour", name="strikes")
+    app = limited(made(on_breach=lambda rejection: strikes.try_acquire() and None))
+    app.before_request(lambda: None if strikes.peek().allowed else abort(403))
+    client = app.test_client()
+    assert [200, 429, 429, 403, 403] == [client.get("/limited").status_code for _ in range(5)]
+    assert 403 == client.get("/").status_code
+    assert 200 == client.get("/", environ_overrides={"REMOTE_ADDR": "192.0.2.9"}).status_code

@@ -6,13 +6,22 @@ import pickle
 from collections.abc import Iterator
 from typing import Any
 
-import limits as limits_package
 import pytest
 
-from resilience import Limit, MemoryStorage, RateLimited, RateLimiter, Rejected, rate_limit
+from resilience import (
+    MemoryStorage,
+    RateLimited,
+    RateLimiter,
+    Rejected,
+    StorageUnavailable,
+    all_of,
+    rate_limit,
+    shared_limit,
+)
 from resilience.registry import PROCESS_REGISTRY
 from resilience.scope import PROCESS
 from resilience.testing import FakeClock
+from tests.support.surroundings import Surroundings, surrounded_by
 
 
 @pytest.fixture(autouse=True)
@@ -91,45 +100,6 @@ def test_a_cost_above_the_burst_says_that_no_wait_helps() -> None:
     assert caught.value.retry_after is None
 
 
-@pytest.mark.parametrize(
-    ("notation", "expected"),
-    [
-        ("10/second", (Limit(10, 1),)),
-        ("10 per 5 minutes", (Limit(10, 300),)),
-        ("10/second; 1000/hour", (Limit(10, 1), Limit(1_000, 3_600))),
-        (Limit(3, 0.5, 9), (Limit(3, 0.5, 9),)),
-        (limits_package.parse("7/day"), (Limit(7, 86_400),)),
-        ([Limit(1, 1), limits_package.parse("7/day")], (Limit(1, 1), Limit(7, 86_400))),
-    ],
-)
-def test_limits_are_written_as_people_write_them(notation: Any, expected: tuple[Limit, ...]) -> None:
-    assert expected == limiter(notation).limits
-
-
-def test_a_burst_replaces_every_bucket_size() -> None:
-    assert (Limit(10, 1, 50), Limit(100, 60, 50)) == limiter("10/second; 100/minute", burst=50).limits
-
-
-@pytest.mark.parametrize(
-    ("notation", "reason"),
-    [
-        ("lots", "'lots' is not a rate limit: write"),
-        ("10/second; 20/second", "two limits of the same period"),
-        ([], "names no limit"),
-        ([5], "5 is not a limit"),
-        ("0/second", "amount=0"),
-    ],
-)
-def test_what_is_no_limit_is_refused_when_it_is_written(notation: Any, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        limiter(notation)
-
-
-def test_a_limiter_without_a_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs a name"):
-        limiter(name="")
-
-
 def test_several_limits_are_taken_together_or_not_at_all() -> None:
     demo = limiter("10/second; 3/hour")
     assert [True, True, True, False] == [demo.try_acquire().allowed for _ in range(4)]
@@ -206,7 +176,15 @@ def test_a_refusal_can_be_sent_to_another_process() -> None:
     assert (str(caught.value), caught.value.decision) == (str(copy), copy.decision)
 
 
-@pytest.mark.parametrize("mistake", [lambda: None, 100])
+def test_a_decorator_without_its_limit_is_told_so_when_the_function_is_called() -> None:
+    @rate_limit
+    def greet() -> None: ...
+
+    with pytest.raises(TypeError, match=r"write @rate_limit\('10/second'\)"):
+        greet()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("mistake", [lambda user: None, 100])
 def test_a_decorator_without_its_limit_is_refused_when_it_is_written(mistake: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="write"):
         rate_limit(mistake)(lambda: None)
@@ -250,3 +228,115 @@ def test_a_coroutine_function_is_refused_when_it_is_decorated() -> None:
 
     with pytest.raises(TypeError, match=r"call limiter\.acquire\(\) in it"):
         rate_limit("1/second")(later)
+
+
+def test_a_shared_limit_is_one_bucket_for_many_functions_and_listed_once() -> None:
+    api = shared_limit("2/minute", name="api", key="all")
+    calls = [api(lambda number=number: number) for number in range(3)]
+    assert [0, 1] == [call() for call in calls[:2]]
+    with pytest.raises(RateLimited):
+        calls[2]()
+    assert ({"api": api}, api) == (PROCESS_REGISTRY.limiters, calls[0].limiter)  # type: ignore[attr-defined]
+
+
+def test_a_shared_limit_that_is_made_again_goes_on_counting() -> None:
+    for _ in range(2):
+        shared_limit("9/minute", name="api").acquire()
+    assert 2 == PROCESS_REGISTRY.limiters["api"].snapshot().allowed
+
+
+def test_a_decorator_may_be_told_the_limits_for_each_call() -> None:
+    plans = {"free": "1/minute", "paying": "3/minute"}
+    plan = ["paying"]
+
+    @rate_limit(lambda: plans[plan[0]], key=lambda: plan[0])
+    def view() -> str:
+        return plan[0]
+
+    assert ["paying"] * 3 == [view() for _ in range(3)]
+    plan[0] = "free"
+    view()
+    with pytest.raises(RateLimited):
+        view()
+
+
+def test_a_dynamic_limit_of_a_factory_is_the_same_policy_every_time() -> None:
+    def factory() -> Any:
+        return rate_limit(lambda: "1/minute")(view)
+
+    def view() -> None: ...
+
+    assert factory().limiter.name == factory().limiter.name
+
+
+def test_the_storage_of_each_application_is_found_anew() -> None:
+    demo = RateLimiter("1/minute", name="demo")
+    first, second = MemoryStorage(clock=FakeClock()), MemoryStorage(clock=FakeClock())
+    answers = []
+    for storage in (first, second, first, second):
+        with surrounded_by(Surroundings(storage)):
+            answers.append(demo.try_acquire().allowed)
+    assert [True, True, False, False] == answers
+
+
+# Faults of other limiters.
+
+
+def test_calls_that_are_refused_cost_nothing() -> None:
+    clock = FakeClock()
+    demo = limiter("5/minute", storage=MemoryStorage(clock=clock))
+    assert 5 == sum(demo.try_acquire().allowed for _ in range(20))
+    clock.advance(12)
+    assert [True, False] == [demo.try_acquire().allowed for _ in range(2)]
+
+
+def test_a_burst_that_refills_within_a_second_is_not_refilled_by_asking() -> None:
+    demo = limiter("100/second", burst=40)
+    assert 40 == sum(demo.try_acquire().allowed for _ in range(2_000))
+
+
+def test_no_fraction_of_a_token_is_lost() -> None:
+    clock = FakeClock()
+    demo = limiter("30/minute", burst=10, storage=MemoryStorage(clock=clock))
+    tokens = []
+    for _ in range(5):
+        quota = demo.acquire().quotas[0]
+        tokens.append(quota.level / quota.limit.unit)
+        clock.advance(1)
+    assert [9.0, 8.5, 8.0, 7.5, 7.0] == tokens
+
+
+def test_a_limit_that_would_allow_a_call_is_not_charged_when_another_refuses() -> None:
+    storage = MemoryStorage(clock=FakeClock())
+    for demo in (
+        limiter("10/minute; 1/hour", key="all", storage=storage),
+        all_of(limiter("10/minute", name="a", storage=storage), limiter("1/hour", name="b", storage=storage)),
+    ):
+        assert 1 == sum(demo.try_acquire().allowed for _ in range(6))
+        assert [9, 0] == [quota.remaining for quota in demo.peek().quotas]
+
+
+@pytest.mark.parametrize("options", [{}, {"wait": 5.0}, {"deduct_when": bool}])
+def test_who_is_allowed_is_not_told_to_come_back_later(options: Any) -> None:
+    assert 0.0 == limiter(clock=FakeClock(), **options).acquire().retry_after
+
+
+def test_no_number_is_negative_for_who_had_to_wait_or_owes() -> None:
+    demo = limiter("1/second", wait=60.0, clock=FakeClock())
+    decisions = [demo.acquire() for _ in range(5)]
+    assert [0] * 5 == [decision.remaining for decision in decisions]
+    assert all(quota.reset_after > 0 for decision in decisions for quota in decision.quotas)
+
+
+def test_a_storage_that_does_not_answer_is_said_to_be_unavailable_by_every_verb() -> None:
+    class Down(MemoryStorage):
+        def take(self, charges: Any) -> Any:
+            raise StorageUnavailable("no answer in 0.05 s")
+
+        give_back = take  # type: ignore[assignment]
+        taker = joint_taker = None  # type: ignore[assignment]
+
+    demo = limiter(storage=Down())
+    for verb in (demo.try_acquire, demo.acquire, demo.attempt, demo.peek, demo.refund, demo.reset, demo(lambda: None)):
+        with pytest.raises(StorageUnavailable):
+            verb()

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
+from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from resilience.core.limiter import Charge, Limit
+from resilience.core.limiter import Bucket, Charge, Decision, Limit, Refund, decide, give_back
 from resilience.storage.memory import MemoryStorage
 from resilience.testing import FakeClock
+from tests.support.examples import many
 
 LIMIT = Limit(1, 60, 2)
 
@@ -74,3 +80,176 @@ def test_naming_one_bucket_twice_is_refused() -> None:
 def test_a_storage_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="size=0"):
         MemoryStorage(size=0)
+
+
+def test_a_flood_of_random_keys_levels_off() -> None:
+    storage = MemoryStorage(size=2_000, clock=FakeClock())
+    take = storage.taker("flood", LIMIT)
+    for number in range(2_000):
+        take(f"{number:032x}", 1)
+    tracemalloc.start()
+    for number in range(2_000, 30_000):
+        take(f"{number:032x}", 1)
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (2_000, True) == (len(storage), grown < 2_000 * 600), grown
+
+
+@pytest.mark.prove
+def test_a_million_random_keys_level_off() -> None:
+    storage = MemoryStorage()
+    take = storage.taker("flood", LIMIT)
+    for number in range(1_000_000):
+        take(f"{number:032x}", 1)
+    assert 65_536 == len(storage)
+
+
+def test_all_limits_share_the_bound() -> None:
+    storage = MemoryStorage(size=3, clock=FakeClock())
+    one, other = storage.taker("one", LIMIT), storage.taker("other", LIMIT)
+    one("a", 1)
+    for subject in "xyz":
+        other(subject, 1)
+    assert (3, 2) == (len(storage), one("a", 0).remaining)
+
+
+def test_a_caller_who_is_refused_is_not_forgotten_for_that() -> None:
+    storage = MemoryStorage(size=2, clock=FakeClock())
+    take = storage.taker("scope", LIMIT)
+    take("attacker", 2)
+    for number in range(9):
+        take(f"passer-by {number}", 1)
+        assert not take("attacker", 1).allowed
+
+
+class TakenByThread(MemoryStorage):
+    """Its turn is a thread's, which gives it back in time."""
+
+    def held_for(self, seconds: float) -> threading.Thread:
+        del self._turn[0]
+        thread = threading.Timer(seconds, self._turn.append, [None])
+        thread.start()
+        return thread
+
+
+def test_who_finds_the_turn_taken_waits_for_it() -> None:
+    storage = TakenByThread(clock=FakeClock())
+    take = storage.taker("scope", LIMIT)
+    actions: list[Callable[[], object]] = [
+        lambda: take("a", 1),
+        lambda: storage.take([charge("b"), charge("c")]),
+        lambda: storage.give_back([Refund("scope", "a", LIMIT, 1)]),
+    ]
+    for act in actions:
+        thread = storage.held_for(0.01)
+        act()
+        thread.join()
+    assert [2, 1, 1] == [take(subject, 0).remaining for subject in "abc"]
+
+
+def test_a_child_that_is_forked_while_a_thread_has_the_turn_is_not_stuck() -> None:
+    storage = MemoryStorage(clock=FakeClock())
+    del storage._turn[0]
+    storage.after_fork()
+    assert storage.take([charge("a")]).allowed
+
+
+class BrokenClock(FakeClock):
+    """Is interrupted while it is read."""
+
+    broken = False
+
+    def microseconds(self) -> int:
+        if self.broken:
+            raise KeyboardInterrupt
+        return super().microseconds()
+
+
+def test_whatever_interrupts_a_decision_the_turn_is_given_back() -> None:
+    clock = BrokenClock()
+    storage = MemoryStorage(clock=clock)
+    take = storage.taker("scope", LIMIT)
+    actions: list[Callable[[], object]] = [
+        lambda: take("a", 1),
+        lambda: storage.take([charge("a"), charge("b")]),
+        lambda: storage.give_back([Refund("scope", "a", LIMIT, 1)]),
+    ]
+    for act in actions:
+        clock.broken = True
+        with pytest.raises(KeyboardInterrupt):
+            act()
+        clock.broken = False
+        assert 2 == take("a", 0).remaining
+
+
+# The shortened arithmetic is the core's.
+
+AMOUNTS = [1, 7, 100, 1_000_000, 0.5, Fraction(1, 3), 10**9]
+limits = st.builds(Limit, st.sampled_from(AMOUNTS), st.sampled_from([0.001, 1, 60, 86_400]), st.integers(1, 50))
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [0, 1, 999, 10_000, 1_000_000, -5_000_000, 3_600_000_000, 90_000_000_001]
+        ),  # microseconds that pass
+        st.sampled_from([0, 1, 1, 2, 7, 50, 60]),  # cost
+        st.sampled_from(["none", "some", "debt", "deep"]),  # floor
+        st.booleans(),  # the other limit, as after a change of the configuration
+        st.sampled_from(["take", "take", "take", "back", "fill"]),
+    ),
+    max_size=40,
+)
+
+
+def floor_of(kind: str, limit: Limit) -> int:
+    return {"none": 0, "some": limit.capacity // 3, "debt": -limit.debt(2.5), "deep": -limit.debt(86_400)}[kind]
+
+
+@settings(max_examples=many(300))
+@given(one=limits, other=limits, steps=steps)
+def test_every_way_to_decide_agrees_with_the_core(
+    one: Limit, other: Limit, steps: list[tuple[int, int, str, bool, str]]
+) -> None:
+    clock = FakeClock(start=1_000_000)
+    quick, slow = MemoryStorage(clock=clock), MemoryStorage(clock=clock)
+    bucket: Bucket | None = None
+    for passed, cost, floor_kind, changed, action in steps:
+        clock.advance(passed / 1_000_000)
+        limit = other if changed else one
+        now = clock.microseconds()
+        if action == "take":
+            asked = Charge("scope", "subject", limit, cost, floor_of(floor_kind, limit))
+            expected, stored = decide([asked], [bucket], now)
+            answers = [quick.taker("scope", limit, asked.floor)("subject", cost), slow.take([asked])]
+            assert [expected, expected] == answers
+            assert [expected.quotas, expected.quotas] == [answer.quotas for answer in answers]
+            bucket = bucket if stored is None else stored[0]
+        else:
+            refund = Refund("scope", "subject", limit, cost if action == "back" else None)
+            for storage in (quick, slow):
+                storage.give_back([refund])
+            bucket = give_back(refund, bucket, now)
+
+
+@settings(max_examples=many(200))
+@given(
+    pair=st.tuples(limits, limits),
+    moves=st.lists(st.tuples(st.integers(0, 2_000_000), st.integers(0, 30)), max_size=30),
+)
+def test_several_limits_together_agree_with_the_core(pair: tuple[Limit, Limit], moves: list[tuple[int, int]]) -> None:
+    clock = FakeClock()
+    quick, slow = MemoryStorage(clock=clock), MemoryStorage(clock=clock)
+    take = quick.joint_taker([("one", pair[0]), ("other", pair[1])])
+    buckets: tuple[Bucket | None, ...] = (None, None)
+    for passed, cost in moves:
+        clock.advance(passed / 1_000_000)
+        charges = [Charge(scope, "s", limit, cost) for scope, limit in zip(("one", "other"), pair, strict=True)]
+        expected, stored = decide(charges, buckets, clock.microseconds())
+        assert [expected, expected] == [take("s", cost), slow.take(charges)]
+        buckets = buckets if stored is None else stored
+
+
+def test_a_decision_reads_the_same_whoever_made_it() -> None:
+    decision = MemoryStorage(clock=FakeClock()).taker("scope", LIMIT)("a", 1)
+    (quota,) = decision.quotas
+    assert (Decision(True, (quota,)), 1, 60.0) == (decision, quota.remaining, quota.reset_after)
+    assert Decision(True, (quota,)).quotas[0] is quota

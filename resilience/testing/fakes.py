@@ -1,4 +1,4 @@
-"""What tests of programs that use this library need: a clock that stands still, and a listener that remembers."""
+"""A clock that stands still, and a listener that remembers."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ class FakeClock:
     def microseconds(self) -> int:
         """Now, in whole microseconds."""
         return self._microseconds
+
+    def sleep(self, seconds: float) -> None:
+        """Move by `seconds` at once."""
+        self.advance(seconds)
 
     def advance(self, seconds: float) -> None:
         """Move by `seconds`, which may be negative."""

@@ -1,0 +1,431 @@
+"""One policy of rate limits: its options, checked, and what they make of one call."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypedDict, get_args
+
+from resilience.core.limiter import LARGEST, Charge, Decision, Limit
+from resilience.decorators.tally import LimiterSnapshot, ShadowLog, Tally
+from resilience.errors import RateLimited
+from resilience.notation import LimitsLike, parse_limits
+from resilience.ports import Clock, LimitStorage, Scope, Taker
+from resilience.storage.standin import OnStoreFailure
+
+__all__ = [
+    "Claim",
+    "Cost",
+    "Key",
+    "KeyLike",
+    "LimiterOptions",
+    "Limits",
+    "Policy",
+    "Terms",
+    "checked_cost",
+    "checked_wait",
+    "view_of",
+]
+
+LONGEST_KEY = 128
+"""Keys of more characters are kept as their BLAKE2b hash."""
+
+LONGEST_WAIT = 86_400
+"""Seconds that a caller may wait for its turn."""
+
+SMALLEST_SHARE = 10
+"""A process takes at most one part in so many of a bucket ahead: the others must find something in it."""
+
+KEPT_TERMS = 1_024
+"""So many different results of a callable for limits are kept read."""
+
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"})
+_OTHER = "OTHER"
+
+KeyLike = str | tuple[object, ...]
+"""A caller: a string, or a tuple whose parts cannot run into each other."""
+
+Key = KeyLike | Callable[[], KeyLike] | None
+"""Whose bucket: a constant, a callable without arguments, or None for the current scope's caller (the client's address)."""
+
+Cost = int | Callable[[], int]
+"""How many tokens a call takes: a whole number from 0, or a callable without arguments."""
+
+Limits = LimitsLike | Callable[[], LimitsLike | None]
+"""Limits, or a callable without arguments that says them for each call; None is no limit for this call."""
+
+_new = tuple.__new__
+
+
+class LimiterOptions(TypedDict, total=False):
+    """The options of `RateLimiter`, which says what they mean."""
+
+    burst: int | None
+    key: Key
+    cost: Cost
+    storage: LimitStorage | None
+    title: str | None
+    wait: float | None
+    shape: bool
+    lease: int | None
+    exempt_when: Callable[[], bool] | None
+    methods: Iterable[str] | None
+    per_method: bool
+    deduct_when: Callable[[Any], bool] | None
+    on_breach: Callable[[RateLimited], Any] | None
+    response: str | Callable[[RateLimited], Any] | None
+    shadow: bool
+    on_store_failure: OnStoreFailure | None
+    clock: Clock
+
+
+class Terms:
+    """Limits as a policy charges them. Knows how they are decided on the storage that was used last."""
+
+    __slots__ = ("bound", "limits", "mode", "parts", "titles")
+
+    def __init__(
+        self, name: str, title: str, limits: tuple[Limit, ...], *, lease: int, mode: OnStoreFailure | None
+    ) -> None:
+        self.limits = limits
+        # The period is part of the bucket's name, the rate is not: a changed rate keeps what the callers have left. Limits
+        # that are said for each call differ in size, so each is leased as much as it allows.
+        self.parts = tuple(
+            (f"{name}:{limit.period_microseconds}", limit, min(lease, limit.size // SMALLEST_SHARE)) for limit in limits
+        )
+        self.titles = (title,) if len(limits) == 1 else tuple(f"{title}-{limit.period:g}s" for limit in limits)
+        self.mode = mode
+        self.bound: tuple[LimitStorage | None, Taker] = (None, _decide_nothing)
+
+    def bind(self, storage: LimitStorage) -> Taker:
+        """What decides these limits on `storage`, kept in `bound` for the next time."""
+        taker = self._make_taker(view_of(storage, self.mode))
+        self.bound = (storage, taker)
+        return taker
+
+    def _make_taker(self, storage: LimitStorage) -> Taker:
+        parts = self.parts
+        make = getattr(storage, "taker", None)
+        if len(parts) == 1 and make is not None:
+            scope, limit, lease = parts[0]
+            taker: Taker = make(scope, limit, 0, lease)
+            return taker
+        make_jointly = getattr(storage, "joint_taker", None)
+        if make_jointly is not None:
+            jointly: Taker = make_jointly([(scope, limit) for scope, limit, _ in parts])
+            return jointly
+
+        def take(subject: str, cost: int) -> Decision:
+            # tuple.__new__: a named tuple's own constructor takes twice as long.
+            return storage.take(
+                [_new(Charge, (scope, subject, limit, cost, 0, lease)) for scope, limit, lease in parts]
+            )
+
+        return take
+
+
+def _decide_nothing(subject: str, cost: int) -> Decision:  # noqa: ARG001  # a Taker's signature
+    raise AssertionError("no storage has been bound yet")
+
+
+class Claim(NamedTuple):
+    """What one policy asks for in one decision."""
+
+    policy: Policy
+    terms: Terms
+    subject: str
+    tokens: int
+    wait: float
+    later: bool
+    """Whether tokens are taken after the call, when its result is known; until then the bucket is only looked at."""
+
+    def charges(self) -> list[Charge]:
+        """What is asked of the storage."""
+        policy, terms, subject, tokens, wait, later = self
+        if later:
+            return [_new(Charge, (scope, subject, limit, 0, 0, 0)) for scope, limit, _ in terms.parts]
+        if not wait and not policy.shape:
+            return [_new(Charge, (scope, subject, limit, tokens, 0, lease)) for scope, limit, lease in terms.parts]
+        # Who waits stands in one queue, which tokens taken ahead would pass: no lease.
+        return [
+            _new(Charge, (scope, subject, limit, tokens, policy.floor(limit, tokens, wait), 0))
+            for scope, limit, _ in terms.parts
+        ]
+
+    def late_charges(self) -> list[Charge]:
+        """What is taken after the call. It has been made, so a bucket that others have emptied meanwhile goes into debt;
+        by a whole bucket at most, or a crowd that came at once would shut a caller out for long."""
+        return [
+            _new(Charge, (scope, self.subject, limit, self.tokens, -min(limit.capacity, LARGEST - limit.capacity), 0))
+            for scope, limit, _ in self.terms.parts
+        ]
+
+
+class Policy:
+    """The options of a rate limiter, checked once. See `RateLimiter` for what they mean."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        name: str,
+        burst: int | None,
+        key: Key,
+        cost: Cost,
+        storage: LimitStorage | None,
+        title: str | None,
+        wait: float | None,
+        shape: bool,
+        lease: int | None,
+        exempt_when: Callable[[], bool] | None,
+        methods: Iterable[str] | None,
+        per_method: bool,
+        deduct_when: Callable[[Any], bool] | None,
+        on_breach: Callable[[RateLimited], Any] | None,
+        response: str | Callable[[RateLimited], Any] | None,
+        shadow: bool,
+        on_store_failure: OnStoreFailure | None,
+        clock: Clock,
+    ) -> None:
+        if not name or not isinstance(name, str):
+            raise ValueError(
+                f"name={name!r}: a rate limiter needs a name; buckets, header fields and the admin endpoint use it"
+            )
+        self.name = name
+        self.title = name if title is None else title
+        self.key = key
+        self.cost = cost if callable(cost) else checked_cost(cost)
+        self.storage = storage
+        self.wait = None if wait is None else checked_wait(wait)
+        self.shape = shape
+        self.exempt_when = exempt_when
+        self.methods = _checked_methods(methods)
+        self.per_method = per_method
+        self.deduct_when = deduct_when
+        self.on_breach = on_breach
+        self.response = response
+        self.shadow = shadow
+        self.on_store_failure = _checked_mode(on_store_failure)
+        self.clock = clock
+        self.burst = burst
+        self.lease = 0 if lease is None else _checked_lease(lease)
+        self._compiled = functools.lru_cache(maxsize=KEPT_TERMS)(self._compile)
+        self._dynamic = limits if callable(limits) else None
+        self._fixed = None if callable(limits) else self._compile(limits)
+        self._always = self.exempt_when is None and self.methods is None and self._dynamic is None
+        if lease is not None:
+            _check_size_of_lease(lease, self.limits)
+        self._refuse_contradictions()
+        self.tally = Tally()
+        self.shadow_log = ShadowLog(name, clock)
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The limits; none where a callable says them for each call."""
+        return () if self._fixed is None else self._fixed.limits
+
+    @property
+    def plain(self) -> Terms | None:
+        """The terms of a policy that says the same of every call, apart from its key and cost. None for every other."""
+        special = (
+            self.shape or self.shadow or self.per_method or self.methods is not None,
+            self.exempt_when is not None or self.deduct_when is not None,
+        )
+        return None if any(special) else self._fixed
+
+    def _compile(self, limits: LimitsLike) -> Terms:
+        read = parse_limits(limits, burst=self.burst)
+        return Terms(self.name, self.title, read, lease=self.lease, mode=self.on_store_failure)
+
+    def claim(self, scope: Scope, key: KeyLike | None, cost: int | None, wait: float | None) -> Claim | None:
+        """What this policy asks for one call; None when it has no say in it.
+
+        `key`, `cost` and `wait` take the place of the policy's own where they are given.
+        """
+        terms = self._fixed if self._always else None if self._is_exempt(scope) else self.terms()
+        return None if terms is None else self._claim(terms, scope, key, cost, wait)
+
+    def claim_regardless(self, scope: Scope, key: KeyLike | None, cost: int | None) -> Claim | None:
+        """As `claim`, whether this call is exempt or not: for what is done to somebody's bucket from elsewhere."""
+        terms = self.terms()
+        return None if terms is None else self._claim(terms, scope, key, cost, 0.0)
+
+    def _claim(self, terms: Terms, scope: Scope, key: KeyLike | None, cost: int | None, wait: float | None) -> Claim:
+        subject = self.subject(key, scope)
+        if self.per_method:
+            method = _known(scope.method())
+            subject = subject if method is None else f"{method} {subject}"
+        tokens = self.tokens() if cost is None else checked_cost(cost)
+        later = self.deduct_when is not None  # what is not taken yet needs no turn
+        return _new(Claim, (self, terms, subject, tokens, 0.0 if later else self.patience(wait), later))
+
+    def _is_exempt(self, scope: Scope) -> bool:
+        if self.exempt_when is not None and self.exempt_when():
+            return True
+        if self.methods is None:
+            return False
+        method = _known(scope.method())
+        return method is not None and method not in self.methods
+
+    def terms(self) -> Terms | None:
+        """The limits of this call; None when there are none."""
+        if self._dynamic is None:
+            return self._fixed
+        said = self._dynamic()
+        if said is None:
+            return None
+        if isinstance(said, Iterable) and not isinstance(said, str):
+            said = tuple(said)  # a list has no hash
+        return self._compiled(said)
+
+    def subjects(self, key: KeyLike | None, scope: Scope) -> list[str]:
+        """The names of all buckets of a caller: one, or one for each HTTP method."""
+        subject = self.subject(key, scope)
+        return [subject, *(f"{method} {subject}" for method in (*sorted(_METHODS), _OTHER) if self.per_method)]
+
+    def patience(self, wait: float | None) -> float:
+        """Seconds that a call may wait: `wait`, else the policy's own; a smoothed call without any waits as long as the
+        queue is."""
+        if wait is None:
+            wait = self.wait
+        if wait is None:
+            return math.inf if self.shape else 0.0
+        return wait
+
+    def floor(self, limit: Limit, tokens: int, wait: float) -> int:
+        """Parts that must be left in the bucket so that nobody waits longer than `wait` seconds."""
+        if not self.shape:
+            return -limit.debt(wait) if wait else 0
+        if wait == math.inf:
+            return 0
+        return max(0, limit.capacity - limit.debt(wait) - tokens * limit.unit)
+
+    def subject(self, key: KeyLike | None, scope: Scope) -> str:
+        """The name of the caller's bucket: `key`, else the policy's own, else who is calling."""
+        if key is None:
+            key = self.key() if callable(self.key) else self.key
+            if key is None and not callable(self.key):
+                key = scope.caller()
+        return self.named(key)
+
+    def named(self, key: object) -> str:
+        """`key` as the name of a bucket, of bounded length."""
+        if isinstance(key, str):
+            subject = key if type(key) is str else str.__str__(key)
+        elif isinstance(key, tuple):
+            subject = "|".join(str(part).replace("\\", "\\\\").replace("|", "\\|") for part in key)
+        else:
+            raise TypeError(f"the key of rate limit {self.name!r} is {key!r}: a key is a string or a tuple")
+        return subject if len(subject) <= LONGEST_KEY else _shortened(subject)
+
+    def tokens(self) -> int:
+        """The cost of this call."""
+        cost: Any = self.cost
+        return checked_cost(cost()) if callable(cost) else cost
+
+    def answer(self, rejection: RateLimited) -> bool:
+        """Set the response that the policy wants. Whether it takes the place of the call's result."""
+        if self.on_breach is not None:
+            rejection.response = self.on_breach(rejection)
+            if rejection.response is not None:
+                return True
+        rejection.response = self.response(rejection) if callable(self.response) else self.response
+        return False
+
+    def snapshot(self, storage: LimitStorage) -> LimiterSnapshot:
+        """What has been counted; `storage` is where a policy without a storage of its own counts."""
+        tally = self.tally
+        return LimiterSnapshot(
+            self.name,
+            tuple(map(str, self.limits)) if self._dynamic is None else ("said for each call",),
+            (storage if self.storage is None else self.storage).uri,
+            tally.allowed,
+            tally.denied,
+            tally.shadow_denied,
+            tally.waited,
+            tally.exempted,
+        )
+
+    def _refuse_contradictions(self) -> None:
+        if self.deduct_when is not None and (self.wait or self.shape):
+            raise ValueError(
+                "deduct_when takes tokens after the call, so there is no turn to wait for: leave out wait and shape"
+            )
+        if self.lease and (self.wait or self.shape):
+            raise ValueError(
+                f"lease={self.lease}: callers who wait stand in one queue, which tokens taken ahead would pass: "
+                "leave out lease, or wait and shape"
+            )
+
+
+def view_of(storage: LimitStorage, mode: str | None) -> LimitStorage:
+    """`storage`, deciding as `mode` says while it is down. A storage without a stand-in never asks for one."""
+    deciding = None if mode is None else getattr(storage, "deciding", None)
+    if deciding is None:
+        return storage
+    view: LimitStorage = deciding(mode)
+    return view
+
+
+def checked_cost(cost: object) -> int:
+    """`cost`, if it is one."""
+    if type(cost) is not int or cost < 0:
+        raise ValueError(f"cost={cost!r}: a cost is a whole number from 0")
+    return cost
+
+
+def checked_wait(wait: object) -> float:
+    """`wait`, if it is one."""
+    if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait <= LONGEST_WAIT:
+        raise ValueError(f"wait={wait!r}: a caller waits for a number of seconds from 0 to {LONGEST_WAIT}")
+    return float(wait)
+
+
+def _checked_lease(lease: object) -> int:
+    if type(lease) is not int or lease < 1:
+        raise ValueError(f"lease={lease!r}: a lease is a whole number of tokens from 1, or None for none")
+    return lease
+
+
+def _check_size_of_lease(lease: int, limits: tuple[Limit, ...]) -> None:
+    for limit in limits:
+        most = limit.size // SMALLEST_SHARE
+        if lease > most:
+            advice = (
+                f"take at most {most}, a tenth of it" if most else "a limit this small is decided one call at a time"
+            )
+            raise ValueError(
+                f"lease={lease} is too much of a burst of {limit.size}: each process may hold so many tokens ahead, which the "
+                f"others find missing, or see spent on top of a burst; {advice}"
+            )
+
+
+def _checked_methods(methods: Iterable[str] | None) -> frozenset[str] | None:
+    if methods is None:
+        return None
+    if isinstance(methods, str):
+        raise ValueError(f"methods={methods!r}: give several, such as ['POST', 'PUT']")  # noqa: TRY004  # as every bad value
+    chosen = frozenset(_known(method.upper()) or "" for method in methods)
+    if not chosen or _OTHER in chosen:
+        raise ValueError(f"methods={methods!r}: give HTTP methods, such as ['POST', 'PUT']")
+    return chosen
+
+
+def _checked_mode(mode: OnStoreFailure | None) -> OnStoreFailure | None:
+    if mode is not None and mode not in get_args(OnStoreFailure):
+        raise ValueError(f"on_store_failure={mode!r}: choose one of {', '.join(get_args(OnStoreFailure))}")
+    return mode
+
+
+def _known(method: str | None) -> str | None:
+    """A method that a policy tells from others. Clients may invent any number of them, and each would be a new bucket."""
+    if method is None or method in _METHODS:
+        return method
+    return "GET" if method == "HEAD" else _OTHER  # whoever asks for the head alone costs as much
+
+
+def _shortened(subject: str) -> str:
+    # Keys may come from callers: whatever they send, a bucket takes a bounded amount of memory.
+    return "#" + hashlib.blake2b(subject.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -1,0 +1,140 @@
+"""What a limit promises, held against what crowds of callers in several processes are really given.
+
+Never more than the burst and the rate, in no window; never less than that either where callers ask for it. When exactly a
+caller was admitted only the storage knows; every statement here is about what certainly happened (see `certain_burst`), so
+a slow machine can make a test weaker, but not fail. The same in simulated time is part of the conformance suite.
+"""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from resilience.core.limiter import Limit
+from resilience.testing import smallest_burst
+from tests.support.limit_crowd import Admission, Crowd, Manner, Seen, Task, certain_burst
+from tests.support.limit_storages import KINDS, address_of
+
+_fresh = itertools.count()
+
+
+def crowd(
+    kind: str, limit: Limit, *, processes: int, greenlets: int, manner: Manner, seconds: float = 0.0, rate: float = 0.0
+) -> Seen:
+    """What `processes` times `greenlets` callers of one limit see, who all together ask `rate` times a second; in memory
+    they are one process."""
+    name = f"exact{next(_fresh)}"
+    if kind == "memory":
+        processes, greenlets = 1, processes * greenlets
+    tasks = [
+        Task(
+            uri=address_of(kind),
+            name=name,
+            amount=float(limit.amount),
+            period=limit.period,
+            burst=limit.size,
+            greenlets=greenlets,
+            manner=manner,
+            seconds=seconds,
+            rate=rate / processes,
+            seed=seed,
+        )
+        for seed in range(processes)
+    ]
+    with Crowd(tasks) as started:
+        seen = started.go()
+    assert 0 == seen.troubles, "a stand-in decided: the storage did not answer in twenty seconds"
+    return seen
+
+
+def tokens(limit: Limit, microseconds: int) -> Fraction:
+    """What so much time gives."""
+    return Fraction(max(0, microseconds) * limit.refill, limit.unit * limit.tick)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_thousand_callers_at_once_are_given_exactly_the_burst(kind: str) -> None:
+    seen = crowd(kind, Limit(1, 86_400, 100), processes=4, greenlets=500, manner="once")
+    assert (2_000, 100) == (seen.calls, len(seen.admitted))
+
+
+def check_allowance(kind: str, seconds: float) -> None:
+    """At five times the rate: as much as burst and time allow, not a token more, and not one less."""
+    limit = Limit(300, 1, 300)
+    seen = crowd(
+        kind, limit, processes=4, greenlets=20, manner="steady", seconds=seconds, rate=5.0 * float(limit.amount)
+    )
+    admitted = len(seen.admitted)
+    # Not one more: they were all admitted between the first question and the last answer.
+    assert admitted <= limit.size + tokens(limit, seen.last_answered - seen.first_asked)
+    # Not one less: whoever was refused last found less than a token, so all that time had given until then was gone,
+    # unless the bucket was full for a while, for which nobody would have had to ask for a second.
+    assert seen.longest_pause < 900_000, "the machine stood still for so long that the bucket may have been full"
+    assert admitted > limit.size + tokens(limit, seen.last_refused - seen.first_answered) - 1
+    # Which is what it comes to for whoever reads the limit and looks at the clock: within a hundredth. The last refusal is
+    # one of 1,500 in a second, so a few milliseconds before the end, or what the machine makes of them.
+    allowance = limit.size + tokens(limit, round(seconds * 1_000_000))
+    late = tokens(limit, round(seconds * 1_000_000) - (seen.last_refused - seen.first_answered))
+    assert admitted >= allowance - max(allowance / 100, late + 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_five_times_the_rate_as_much_is_admitted_as_burst_and_time_allow(kind: str) -> None:
+    check_allowance(kind, 2.0)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_five_times_the_rate_for_ten_seconds_as_much_is_admitted_as_burst_and_time_allow(kind: str) -> None:
+    check_allowance(kind, 10.0)
+
+
+def check_windows(kind: str, seconds: float) -> None:
+    """Whatever the moments at which they ask, no window of any length is given more than the burst and its time."""
+    limit = Limit(50, 1, 10)
+    seen = crowd(kind, limit, processes=4, greenlets=8, manner="adversarial", seconds=seconds)
+    burst = certain_burst(seen.admitted, limit)
+    assert burst <= limit.size
+    # They did try: more is certain than what a bucket of half the size would have given.
+    assert burst > limit.size / 2
+    assert seen.calls > 2 * len(seen.admitted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_window_is_given_more_than_the_burst_and_its_time(kind: str) -> None:
+    check_windows(kind, 3.0)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_window_of_a_minute_is_given_more_than_the_burst_and_its_time(kind: str) -> None:
+    check_windows(kind, 60.0)
+
+
+@given(
+    some.lists(
+        some.tuples(some.integers(0, 1_000_000), some.integers(0, 100_000)).map(
+            lambda pair: Admission(pair[0], pair[0] + pair[1])
+        ),
+        max_size=30,
+    )
+)
+def test_what_is_certain_is_what_lies_in_a_window_whole(admitted: list[Admission]) -> None:
+    limit = Limit(10, 1, 5)
+    worst = Fraction(0)
+    for begin, _ in admitted:
+        for _, end in admitted:
+            inside = sum(begin <= each.asked and each.answered <= end for each in admitted)
+            worst = max(worst, inside - tokens(limit, end - begin)) if begin <= end else worst
+    assert worst == certain_burst(admitted, limit)
+
+
+@given(some.lists(some.integers(0, 1_000_000), max_size=30))
+def test_where_moments_are_known_exactly_what_is_certain_is_all_there_is(moments: list[int]) -> None:
+    limit = Limit(10, 1, 5)
+    admitted = [Admission(moment, moment) for moment in moments]
+    assert smallest_burst([(moment, 1) for moment in moments], limit) == certain_burst(admitted, limit)
