@@ -29,7 +29,7 @@ check: $(VENV)/development ## ruff, mypy --strict and the import contracts
 	$(BIN)/lint-imports
 
 unit: $(VENV)/development ## the tests worth running on every save
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit -n $(TESTS_AT_ONCE)
 
 prove: $(VENV)/development ## the long proofs: load, chaos, soak
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest -m prove

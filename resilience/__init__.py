@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import resilience.adapters.limits_strategy  # noqa: F401  # "token-bucket" becomes a strategy of the limits package
 from resilience.core.limiter import Decision, Limit, Quota
 from resilience.decorators.breaker import CircuitBreaker, CircuitOpen, CircuitSnapshot, circuit_breaker
 from resilience.decorators.combined import CombinedLimiter, all_of

@@ -20,7 +20,10 @@ _SEPARATOR = re.compile(r"[,;|]")
 _AMOUNT = re.compile(r"\s*(?P<amount>[+-]?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+))(?P<per>\s*(?:/|per).*)", re.IGNORECASE)
 _NO_PERIOD = re.compile(r"\s*(?:/|per)\s*0+(?![0-9])", re.IGNORECASE)
 
-_NOT_A_LIMIT = "{!r} is not a rate limit: write '<amount>/<second|minute|hour|day>' or '<amount> per <n> <unit>', several separated by ';'"
+_NOT_A_LIMIT = (
+    "{!r} is not a rate limit: write '<amount>/<second|minute|hour|day>' or '<amount> per <n> <unit>', "
+    "several separated by ';'"
+)
 
 
 def parse_limits(limits: LimitsLike, *, burst: int | None = None) -> tuple[Limit, ...]:

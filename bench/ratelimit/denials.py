@@ -10,10 +10,10 @@ from limits.storage import storage_from_string
 from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 
 from bench.ratelimit.plan import Plan
-from bench.ratelimit.rounds import crowd, in_patched_process
+from bench.ratelimit.rounds import crowd, in_patched_process, servers_of
 from bench.worker.report import Column, Row, Section
 from resilience import RateLimiter, open_storage
-from tests.support.redis_server import running_redis, server_programs
+from tests.support.redis_server import running_redis
 
 __all__ = ["attack", "run"]
 
@@ -31,7 +31,7 @@ COLUMNS = (
 def run(plan: Plan) -> list[Section]:
     """One table for each server program: so many greenlets that are all refused."""
     sections = []
-    for name, program in server_programs().items():
+    for name, program in servers_of(plan).items():
         rows = [Row(contender) for contender in (OURS, FIXED, MOVING) if plan.takes(contender)]
         with running_redis(program) as server:
             for _ in range(plan.rounds):

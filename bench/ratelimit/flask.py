@@ -15,7 +15,7 @@ from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 
 from bench.ratelimit.plan import Plan
-from bench.ratelimit.rounds import at_most, in_patched_process
+from bench.ratelimit.rounds import at_most, in_patched_process, servers_of
 from bench.worker.report import Column, Row, Section
 from resilience import MemoryStorage, Resilience, rate_limit
 
@@ -24,8 +24,11 @@ __all__ = ["run", "run_redis"]
 GENEROUS = "100000000/minute"  # nothing is denied: every decision does its whole work
 PLAIN = "no limit"
 OURS = "seawall: decorated route, header fields"
-OURS_EARLY = "seawall: application-wide and default limits, header fields"
+OURS_DEFAULT = "seawall: default limit, header fields"
+OURS_BOTH = "seawall: application-wide and default limit, header fields"
 THEIRS = "Flask-Limiter: decorated route, header fields"
+THEIRS_DEFAULT = "Flask-Limiter: default limit, header fields"
+THEIRS_BOTH = "Flask-Limiter: application-wide and default limit, header fields"
 ADDED = Column("added", "us added to a request", 1)
 WHOLE = Column("whole", "us a request", 1)
 _BATCH = 256
@@ -38,8 +41,11 @@ def run(plan: Plan) -> list[Section]:
     applications = {
         PLAIN: plain(),
         OURS: ours(),
-        OURS_EARLY: ours_early(),
+        OURS_DEFAULT: ours_undecorated(default_limits=GENEROUS),
+        OURS_BOTH: ours_undecorated(default_limits=GENEROUS, application_limits=GENEROUS),
         THEIRS: theirs("memory://"),
+        THEIRS_DEFAULT: theirs_undecorated(default_limits=[GENEROUS]),
+        THEIRS_BOTH: theirs_undecorated(default_limits=[GENEROUS], application_limits=[GENEROUS]),
     }
     section = _section("A request of Flask's, limits in memory", _added(plan, applications))
     at_most(section, "in memory: added to a request of Flask's", 10, OURS, name="added")
@@ -61,10 +67,18 @@ def ours(**options: Any) -> flask.Flask:
     return app
 
 
-def ours_early() -> flask.Flask:
-    """A route without a limit of its own, under two of the application's: decided together."""
+def ours_undecorated(**limits: Any) -> flask.Flask:
+    """A route without a limit of its own, under limits of the application's."""
     app = flask.Flask("ours")
-    Resilience(app, storage=MemoryStorage(), application_limits=GENEROUS, default_limits=GENEROUS)
+    Resilience(app, storage=MemoryStorage(), **limits)
+    app.get("/")(_view())
+    return app
+
+
+def theirs_undecorated(**limits: Any) -> flask.Flask:
+    """The same under limits of Flask-Limiter's."""
+    app = flask.Flask("theirs")
+    Limiter(get_remote_address, app=app, headers_enabled=True, storage_uri="memory://", **limits)
     app.get("/")(_view())
     return app
 
@@ -160,10 +174,10 @@ def _section(title: str, rows: list[Row]) -> Section:
 
 
 def _on_redis(plan: Plan) -> list[Section]:
-    from tests.support.redis_server import running_redis, server_programs
+    from tests.support.redis_server import running_redis
 
     sections = []
-    for name, program in server_programs().items():
+    for name, program in servers_of(plan).items():
         with running_redis(program) as server:
             rows = [Row(contender) for contender in (OURS, THEIRS) if plan.takes(contender)]
             for _ in range(plan.rounds):

@@ -17,6 +17,8 @@ class Plan:
     seconds: float
     """How long each contender is timed in a round, about."""
     greenlets: int
+    every_server: bool = True
+    """Whether every server program of the machine is asked, or the first one."""
     only: str = ""
     """A regular expression that the names of contenders match; empty: all."""
 
@@ -28,5 +30,5 @@ class Plan:
 FULL = Plan(rounds=7, seconds=0.5, greenlets=200)
 """What the targets are about: five minutes, and the machine to itself."""
 
-QUICK = Plan(rounds=1, seconds=0.02, greenlets=20)
+QUICK = Plan(rounds=1, seconds=0.02, greenlets=20, every_server=False)
 """Whether everything runs: the figures mean nothing."""

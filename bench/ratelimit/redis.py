@@ -11,11 +11,11 @@ from limits.storage import storage_from_string
 from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 
 from bench.ratelimit.plan import Plan
-from bench.ratelimit.rounds import at_least, crowd, in_patched_process, microseconds
+from bench.ratelimit.rounds import at_least, crowd, in_patched_process, microseconds, servers_of
 from bench.worker.figures import Numbers
 from bench.worker.report import Column, Row, Section
 from resilience import RateLimiter, open_storage
-from tests.support.redis_server import running_redis, server_programs
+from tests.support.redis_server import running_redis
 
 __all__ = ["alone", "busy", "run"]
 
@@ -33,7 +33,7 @@ COLUMNS = (Column("us", "us a decision", 2), Column("decisions_per_second", "dec
 def run(plan: Plan) -> list[Section]:
     """Two tables for each server program: one caller, in plain threads and under gevent, and many greenlets."""
     sections = []
-    for name, program in server_programs().items():
+    for name, program in servers_of(plan).items():
         with running_redis(program) as server:
             sections.append(_one_caller(plan, name, server.uri))
             sections.append(_many_greenlets(plan, name, server.uri))

@@ -13,6 +13,7 @@ from typing import Any
 from bench.ratelimit.plan import Plan
 from bench.worker.figures import Numbers
 from bench.worker.report import Column, Row, Section, Target
+from tests.support.redis_server import server_programs
 
 __all__ = [
     "DECISION",
@@ -23,6 +24,7 @@ __all__ = [
     "measure",
     "microseconds",
     "per_second",
+    "servers_of",
     "table",
     "time_calls",
 ]
@@ -117,6 +119,12 @@ def at_least(section: Section, what: str, wanted: float, ours: str, theirs: str,
     times = None if base is None or not seen else base / seen
     shown = "" if times is None else f"{times:,.1f} x"
     section.targets.append(Target(what, f">= {wanted:g} x", shown, None if times is None else times >= wanted))
+
+
+def servers_of(plan: Plan) -> dict[str, str]:
+    """The Redis-compatible server programs that take part, by name."""
+    programs = server_programs()
+    return programs if plan.every_server else dict(list(programs.items())[:1])
 
 
 def in_patched_process(function: str, *arguments: Any, timeout: float = 120) -> Any:

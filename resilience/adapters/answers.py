@@ -13,8 +13,7 @@ from werkzeug.exceptions import TooManyRequests
 
 from resilience.adapters.fields import Style, problem_details, retry_after_field, write_fields
 from resilience.core.limiter import Decision
-from resilience.decorators.attempt import Attempt
-from resilience.errors import RateLimited, Rejected
+from resilience.errors import RateLimited, Rejected, StorageUnavailable
 
 __all__ = ["Served", "render_rejection"]
 
@@ -33,7 +32,8 @@ class Served:
     """Whether there is more to do than to write fields."""
     others: dict[str, tuple[tuple[str, ...], Decision]] | None = None
     """The decisions of policies other than the first."""
-    early: Attempt | None = None
+    early: Callable[[], object] | None = None
+    """Gives back what was taken before the view."""
     rejection: RateLimited | None = None
     settlements: Sequence[Callable[[Any], object]] = ()
     filtered: bool | None = None
@@ -87,8 +87,11 @@ class Served:
         if rejection is None or response.status_code < 400:
             return
         if self.early is not None:
-            early, self.early = self.early, None
-            early.give_back()
+            give_back, self.early = self.early, None
+            try:
+                give_back()
+            except StorageUnavailable as error:
+                _LOG.warning("tokens that were not used are lost: %s", error)
         if response.status_code in _WITH_RETRY_AFTER and "Retry-After" not in response.headers:
             _add_retry_after(rejection, response)
 

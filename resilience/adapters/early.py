@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from flask import Flask, Request
 from flask.sansio.blueprints import Blueprint
@@ -25,7 +25,7 @@ from resilience.decorators.combined import CombinedLimiter, all_of
 from resilience.decorators.limiter import RateLimiter
 from resilience.notation import parse_limits
 
-__all__ = ["KINDS", "Declared", "EarlyLimits", "Kind", "Limiting", "Rules"]
+__all__ = ["KINDS", "Declared", "EarlyLimits", "Found", "Kind", "Limiting", "Rules"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,6 +38,14 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 Limiting = RateLimiter | CombinedLimiter
 """What decides: one limiter, or several together."""
+
+
+class Found(NamedTuple):
+    """What decides about a request. `is_simple` says that all it takes is known again when it is to be given back: it is
+    one limit, which asks the same of every call."""
+
+    limiter: Limiting
+    is_simple: bool
 
 
 class Declared:
@@ -162,7 +170,7 @@ class EarlyLimits:
             endpoint: Declared(f"{app.name}:route:{endpoint}", endpoint, limits)
             for endpoint, limits in (options.route_limits or {}).items()
         }
-        self._found: dict[tuple[str, str], Limiting | None] = {}
+        self._found: dict[tuple[str, str], Found | None] = {}
         self._version = rules.version
         self._routes_are_known = False
 
@@ -183,7 +191,7 @@ class EarlyLimits:
         """Every limiter that is listed under `name`."""
         return [limiter for declared in self._declared() for limiter in declared.counted_as(name)]
 
-    def limiter_for(self, request: Request) -> Limiting | None:
+    def limiter_for(self, request: Request) -> Found | None:
         """What decides about `request` before its view; None when nothing does."""
         if self._version != self._rules.version:
             self._found, self._version = {}, self._rules.version
@@ -194,7 +202,8 @@ class EarlyLimits:
         try:
             return self._found[question]
         except KeyError:
-            found = self._found[question] = self._look(request)
+            limiter = self._look(request)
+            found = self._found[question] = None if limiter is None else Found(limiter, _is_simple(limiter))
             return found
 
     def _look(self, request: Request) -> Limiting | None:
@@ -251,6 +260,11 @@ def _members(limits: Any) -> tuple[RateLimiter, ...]:
     if isinstance(limits, CombinedLimiter):
         return limits.limiters
     return (limits,) if isinstance(limits, RateLimiter) else ()
+
+
+def _is_simple(limiter: Limiting) -> bool:
+    policy = limiter.policies[0]
+    return isinstance(limiter, RateLimiter) and policy.plain is not None and policy.own_cost is not None
 
 
 def _options(options: Options, prefix: str) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
-from resilience.core.limiter import Decision, Quota, Refund
+from resilience.core.limiter import Charge, Decision, Quota, Refund
 from resilience.decorators.claims import (
     UNLIMITED,
     Part,
@@ -18,7 +19,7 @@ from resilience.decorators.claims import (
     parts_of,
     refusing,
 )
-from resilience.decorators.policy import Claim, KeyLike, Policy
+from resilience.decorators.policy import Claim, KeyLike, Policy, Terms, checked_cost
 from resilience.errors import RateLimited, StorageUnavailable
 from resilience.ports import Clock
 from resilience.scope import PROCESS, RESOLVERS, current_scope
@@ -55,7 +56,12 @@ class Attempt:
         self.delay = 0.0
         self.is_replaced = False
         self._rejection: RateLimited | None = None
-        self._claims, self._shadows = claims_of(policies, self._scope, key, cost, wait, counted=True)
+        self._shadows: list[Claim] = []
+        stance = "enforce" if self._scope is PROCESS else self._scope.stance()
+        if stance == "enforce" and not wait and _all_plain(policies, wait):
+            self._decide_plainly(policies, key, cost)
+            return
+        self._claims, self._shadows = claims_of(policies, self._scope, stance, key, cost, wait, counted=True)
         if self._claims:
             self._decide(self._claims)
         if self._shadows and self.decision.allowed:
@@ -63,18 +69,54 @@ class Attempt:
 
     def _decide(self, claims: Sequence[Claim]) -> None:
         storage = self._storage = find_storage(claims[0].policy, self._scope)
-        decision = storage.take([charge for claim in claims for charge in claim.charges()])
-        if any(claim.later for claim in claims):
+        charges: list[Charge] = []
+        later = waiting = False
+        for claim in claims:
+            charges += claim.charges()
+            later = later or claim.later
+            waiting = waiting or claim.wait > 0.0
+        decision = storage.take(charges)
+        if later:
             decision = self._looked_at(claims, decision)
-        if decision.allowed and any(claim.wait for claim in claims):
+        if waiting and decision.allowed:
             self.delay = max(map(_delay, parts_of(claims, decision)))
             if self.delay:
                 self._started = claims[0].policy.clock.seconds()
         self.decision = decision
+        self._tell(claims, decision)
+
+    def _decide_plainly(self, policies: Sequence[Policy], key: KeyLike | None, cost: int | None) -> None:
+        """As `_decide`, with less ado, for policies without anything special to say: most calls are of this kind."""
+        scope = self._scope
+        claims: list[Claim] = []
+        charges: list[Charge] = []
+        for policy in policies:
+            given = key if len(policies) == 1 or policy.key is None else None  # as `keyed` says
+            subject = policy.own_subject if given is None else policy.named(given)
+            if subject is None:
+                subject = policy.subject(None, scope)
+            tokens = policy.own_cost if cost is None else checked_cost(cost)
+            if tokens is None:
+                tokens = policy.tokens()
+            terms = cast("Terms", policy.plain)
+            claims.append(_new(Claim, (policy, terms, subject, tokens, 0.0, False)))
+            for name, limit, lease in terms.parts:
+                charges.append(_new(Charge, (name, subject, limit, tokens, 0, lease)))
+        self._claims = claims
+        self._storage = find_storage(claims[0].policy, scope)
+        self.decision = self._storage.take(charges)
+        self._tell(claims, self.decision)
+
+    def _tell(self, claims: Sequence[Claim], decision: Decision) -> None:
         count(claims, decision)
-        if self._scope is not PROCESS:
-            for claim, quotas in parts_of(claims, decision):
-                self._scope.observe(claim.policy.name, claim.terms.titles, _new(Decision, (decision.allowed, quotas)))
+        scope = self._scope
+        if scope is PROCESS:
+            return
+        if len(claims) == 1:
+            scope.observe(claims[0].policy.name, claims[0].terms.titles, decision)
+            return
+        for claim, quotas in parts_of(claims, decision):
+            scope.observe(claim.policy.name, claim.terms.titles, _new(Decision, (decision.allowed, quotas)))
 
     def _looked_at(self, claims: Sequence[Claim], answer: Decision) -> Decision:
         """The decision, now that what is taken after the call has been looked at and can refuse it too."""
@@ -194,6 +236,14 @@ class Attempt:
                 find_storage(claim.policy, self._scope).take(claim.late_charges())
             except StorageUnavailable as error:
                 _LOG.warning("rate limit %r: a call was made and not counted: %s", claim.policy.name, error)
+
+
+def _all_plain(policies: Sequence[Policy], wait: float | None) -> bool:
+    """Whether all say the same of every call, and none lets it wait."""
+    for policy in policies:  # noqa: SIM110  # `all` takes as long as the rest of a decision
+        if policy.plain is None or (wait is None and policy.wait is not None):
+            return False
+    return True
 
 
 def _rejection(parts: Sequence[Part], decision: Decision) -> RateLimited:

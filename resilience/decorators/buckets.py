@@ -16,7 +16,7 @@ __all__ = ["peek", "refund", "reset"]
 def peek(policies: Sequence[Policy], key: KeyLike | None, cost: int | None) -> Decision:
     """What a call would be told now, without waiting. Takes nothing, counts nothing, tells nobody."""
     scope = current_scope()
-    enforced, shadowed = claims_of(policies, scope, key, cost, 0.0, counted=False)
+    enforced, shadowed = claims_of(policies, scope, scope.stance(), key, cost, 0.0, counted=False)
     claims = [claim._replace(later=True) for claim in enforced or shadowed]
     if not claims:
         return UNLIMITED
@@ -30,7 +30,7 @@ def refund(policies: Sequence[Policy], key: KeyLike | None, cost: int | None) ->
     """Give `cost` tokens back to the bucket of `key` under every policy. Without a key, of this call: if it is not exempt."""
     scope = current_scope()
     if key is None:
-        enforced, shadowed = claims_of(policies, scope, key, cost, 0.0, counted=False)
+        enforced, shadowed = claims_of(policies, scope, scope.stance(), key, cost, 0.0, counted=False)
         claims = [*enforced, *shadowed]
     else:
         claims = [

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from resilience.core.limiter import Decision, Quota
 from resilience.decorators.policy import Claim, KeyLike, Policy, view_of
-from resilience.ports import LimitStorage, Scope
-from resilience.scope import PROCESS
+from resilience.ports import LimitStorage, Scope, Stance
 
 __all__ = [
     "UNLIMITED",
@@ -43,6 +42,7 @@ def find_storage(policy: Policy, scope: Scope) -> LimitStorage:
 def claims_of(
     policies: Sequence[Policy],
     scope: Scope,
+    stance: Stance,
     key: KeyLike | None,
     cost: int | None,
     wait: float | None,
@@ -50,7 +50,6 @@ def claims_of(
     counted: bool,
 ) -> tuple[list[Claim], list[Claim]]:
     """What the policies ask for: those that are enforced, and those in shadow mode."""
-    stance = "enforce" if scope is PROCESS else scope.stance()
     enforced: list[Claim] = []
     shadowed: list[Claim] = []
     for policy in policies:

@@ -211,12 +211,20 @@ class Policy:
         self.clock = clock
         self.burst = burst
         self.lease = 0 if lease is None else _checked_lease(lease)
+        self.own_subject = self.named(key) if isinstance(key, str | tuple) else None
+        """The bucket of a policy with a constant key."""
+        self.own_cost = None if callable(cost) else checked_cost(cost)
+        """The cost of a policy with a constant one."""
+        # Seconds that a call may wait which does not say it: a smoothed one as long as the queue is.
+        self._patience = self.wait if self.wait is not None else math.inf if shape else 0.0
         self._compiled = functools.lru_cache(maxsize=KEPT_TERMS)(self._compile)
         self._dynamic = limits if callable(limits) else None
         self._fixed = None if callable(limits) else self._compile(limits)
         self._always = self.exempt_when is None and self.methods is None and self._dynamic is None
         if lease is not None:
             _check_size_of_lease(lease, self.limits)
+        self.plain = self._plain_terms()
+        """The terms of a policy that says the same of every call, apart from its key and cost. None for every other."""
         self._refuse_contradictions()
         self.tally = Tally()
         self.shadow_log = ShadowLog(name, clock)
@@ -226,9 +234,7 @@ class Policy:
         """The limits; none where a callable says them for each call."""
         return () if self._fixed is None else self._fixed.limits
 
-    @property
-    def plain(self) -> Terms | None:
-        """The terms of a policy that says the same of every call, apart from its key and cost. None for every other."""
+    def _plain_terms(self) -> Terms | None:
         special = (
             self.shape or self.shadow or self.per_method or self.methods is not None,
             self.exempt_when is not None or self.deduct_when is not None,
@@ -253,13 +259,17 @@ class Policy:
         return None if terms is None else self._claim(terms, scope, key, cost, 0.0)
 
     def _claim(self, terms: Terms, scope: Scope, key: KeyLike | None, cost: int | None, wait: float | None) -> Claim:
-        subject = self.subject(key, scope)
+        subject = self.own_subject if key is None else self.named(key)
+        if subject is None:
+            subject = self.subject(None, scope)
         if self.per_method:
             method = _known(scope.method())
             subject = subject if method is None else f"{method} {subject}"
-        tokens = self.tokens() if cost is None else checked_cost(cost)
+        tokens = self.own_cost if cost is None else checked_cost(cost)
+        if tokens is None:
+            tokens = self.tokens()
         later = self.deduct_when is not None  # what is not taken yet needs no turn
-        return _new(Claim, (self, terms, subject, tokens, 0.0 if later else self.patience(wait), later))
+        return _new(Claim, (self, terms, subject, tokens, self._patience if wait is None or later else wait, later))
 
     def _is_exempt(self, scope: Scope) -> bool:
         if self.exempt_when is not None and self.exempt_when():
@@ -284,15 +294,6 @@ class Policy:
         """The names of all buckets of a caller: one, or one for each HTTP method."""
         subject = self.subject(key, scope)
         return [subject, *(f"{method} {subject}" for method in (*sorted(_METHODS), _OTHER) if self.per_method)]
-
-    def patience(self, wait: float | None) -> float:
-        """Seconds that a call may wait: `wait`, else the policy's own; a smoothed call without any waits as long as the
-        queue is."""
-        if wait is None:
-            wait = self.wait
-        if wait is None:
-            return math.inf if self.shape else 0.0
-        return wait
 
     def floor(self, limit: Limit, tokens: int, wait: float) -> int:
         """Parts that must be left in the bucket so that nobody waits longer than `wait` seconds."""

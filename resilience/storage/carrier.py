@@ -19,6 +19,7 @@ from typing import Any
 
 from redis.connection import AbstractConnection
 
+from resilience.errors import StorageUnavailable
 from resilience.ports import Clock
 from resilience.storage.line import Line
 from resilience.storage.question import AskAlone, Question, Redirected
@@ -93,21 +94,27 @@ class Carrier:
             line.stop()
 
     def _open(self) -> Line:
-        beside = _threads_run_beside()
+        try:
+            return self._opened(beside=_threads_run_beside())
+        except RuntimeError as error:  # there are too many threads already, or the interpreter is ending
+            raise StorageUnavailable(f"{self.uri} did not decide: {error}") from error
+
+    def _opened(self, *, beside: bool) -> Line:
         with self._opening:
             line = self._line
-            if line is None or line.ended:
-                line = self._new_line()
-                line.beside = beside
-                line.native = self._home
-                if not beside and threading.get_native_id() != self._home:
-                    return line  # never to be started: this is no place for a greenlet to live
-                self._line = line
-                # The thread knows the line only: when nobody holds the carrier any more it ends.
-                self._finalizer = weakref.finalize(self, line.stop)
-                self._finalizer.atexit = False
-                line.start()
-            return line
+            if line is not None and not line.ended:
+                return line
+            line = self._new_line()
+            line.beside = beside
+            line.native = self._home
+            if not beside and threading.get_native_id() != self._home:
+                return line  # never to be started: this is no place for a greenlet to live
+            self._line = line
+            # The thread knows the line only: when nobody holds the carrier any more it ends.
+            self._finalizer = weakref.finalize(self, line.stop)
+            self._finalizer.atexit = False
+        line.start()
+        return line
 
     def forget(self) -> None:
         """In a forked child: the thread is the parent's, and so is the connection."""

@@ -51,18 +51,23 @@ class RedisClusterStorage:
 
     All limits of one caller share a slot: their decision is atomic, one call of the script. One whose charges lie in several
     slots (per user and global, say) asks all of them at the same time, one round trip a node. If one refuses or fails, what
-    the others took is given back at once, without waiting for that. Nothing is ever given twice, and never more than the
-    limits say; for the time of a round trip, though, others may be refused for the sake of tokens that then come back. What
-    is given back leaves out what the bucket would have gained meanwhile if it had been full; it is lost when the node fails
-    right then, or when nobody knows whether a node has taken (a timeout), until the bucket has filled again.
+    the others took is given back at once, without waiting for that. So no limit is ever exceeded, but for the time of a
+    round trip others may be refused for the sake of tokens that then come back. They do not come back, and the bucket holds
+    less until it has filled again, when the node fails right then, or when nobody knows whether it took any (a timeout).
+    Given back is also less by what the bucket would not have gained meanwhile, had it been full; only a node that stands
+    still for longer than `timeout` between the two can turn that into more, by the cost at most.
 
-    A node that no longer serves a slot says who does; it has done nothing then, so the question follows. Who serves what is
-    otherwise found out beside the callers: no caller waits longer than `timeout`, twice that when its slot has moved.
+    A node that no longer serves a slot says who does; it has done nothing then, so the question follows. While a slot is on
+    its way from node to node, the limits of one caller may be asked one by one, as if they lay in several slots. Who serves
+    what is otherwise found out beside the callers: no caller waits longer than `timeout`, or twice that when its slot has
+    moved and for the first decision of all.
 
     What holds in a failover: Redis copies to replicas after it has answered. The new primary may not have seen the last
     writes, and counts what these took as not taken: at most the burst of each of its buckets, once per failover. While one
     primary is missing, `probe` says that the cluster is down, and `StandInStorage` decides for all buckets (as a cluster
-    itself refuses all by default: `cluster-require-full-coverage`).
+    itself refuses all by default: `cluster-require-full-coverage`), which allows every process its share of each limit
+    besides: again a burst of each bucket, for all processes together if it knows how many there are. A primary that is cut
+    off from the others refuses after the cluster's node timeout; what it decides until then is lost as well.
     """
 
     def __init__(

@@ -44,6 +44,7 @@ _TROUBLE = (OSError, redis.RedisError, hiredis.HiredisError, StorageUnavailable)
 _NOTHING_YET = (TimeoutError, BlockingIOError, ssl.SSLWantReadError)
 # Not here any more, or not yet: another connection may lead to a server that can.
 _ELSEWHERE = re.compile(r"\b(READONLY|LOADING|MASTERDOWN|NOAUTH)\b")
+_REDIRECTION = re.compile(r"(?P<code>MOVED|ASK) \d+ (?P<host>\S*):(?P<port>\d+)$")
 _CLOSED = ConnectionError("the connection was closed")
 
 
@@ -94,8 +95,12 @@ class Line:
         self._reader: hiredis.Reader
 
     def start(self) -> None:
-        """Start the thread."""
-        threading.Thread(target=self._run, name="seawall-carrier", daemon=True).start()
+        """Start the thread. Raises `RuntimeError` when there cannot be one."""
+        try:
+            threading.Thread(target=self._run, name="seawall-carrier", daemon=True).start()
+        except BaseException:
+            self._end()
+            raise
 
     def stop(self) -> None:
         """Let the thread end when all is answered."""
@@ -253,7 +258,7 @@ class Line:
         most = min(max(_BUNCH, (waiting + under_way + 1) // 2), _MOST)
         calls: dict[Hashable, Call] = {}
         collected = 0
-        while self._waiting and collected < most:
+        while self._waiting and collected + len(self._waiting[0].questions) // 2 < most:  # to the nearest bunch
             bunch = self._waiting.popleft()
             bunch.sealed = True
             collected += len(bunch.questions)
@@ -318,6 +323,7 @@ class Line:
                 call.finish()
                 continue
             call.deadline = max(call.bunches[0].asked + self._timeout, now + self._timeout * _LEAST)
+            call.asks = call.asking
             if call.asking:
                 written.append(_ASKING)
             written.append(encode(call.keys, call.terms, told, whole=call.whole))
@@ -364,14 +370,14 @@ class Line:
 
     def _hand_out(self, reply: Any) -> None:
         call = self._under_way[0]
-        if call.asking:
-            call.asking = False
+        if call.asks:
+            call.asks = False
             return
         self._under_way.popleft()
         if call.last:
             call.last = False
             self._writes -= 1
-        if type(reply) is list:
+        if type(reply) is list and len(reply) == len(call.keys) + 1:
             call.reply = reply
             call.finish()
             if call.abandoned:
@@ -380,42 +386,49 @@ class Line:
             self._refused(call, str(reply))
 
     def _refused(self, call: Call, message: str) -> None:
-        code, _, rest = message.partition(" ")
-        if code == "NOSCRIPT" and not call.whole:
+        if message.startswith("NOSCRIPT") and not call.whole:
             call.whole = True
             self._under_way.append(call)
             self._write([call])
             return
-        if code in ("MOVED", "ASK"):
-            host, _, port = rest.split(" ")[1].rpartition(":")
-            call.error = Redirected(host, int(port), code == "ASK")
-        elif code == "TRYAGAIN":
+        elsewhere = _REDIRECTION.match(message)
+        if elsewhere is not None:
+            call.error = Redirected(elsewhere["host"], int(elsewhere["port"]), elsewhere["code"] == "ASK")
+        elif message.startswith("TRYAGAIN"):
             call.error = AskAlone()
         else:
+            if _ELSEWHERE.search(message):
+                self._under_way.appendleft(call)
+                raise redis.ConnectionError(message)
             call.error = redis.ResponseError(message)
         call.finish()
-        if _ELSEWHERE.search(message):
-            raise redis.ConnectionError(message)
 
     def _fail(self, error: Exception) -> None:
-        """Fail everything under way and everything that waits."""
+        """Fail everything under way and everything that waits; not what those ask then whose questions have failed."""
         self._drop()
         self._writes = 0
-        while self._under_way:
-            call = self._under_way.popleft()
+        failed = [*self._under_way, self._collect_waiting()]
+        self._under_way.clear()
+        for call in failed:
             call.error = error
             call.finish()
-        self._refuse_waiting(error)
 
     def _refuse_waiting(self, error: Exception) -> None:
-        refusal = Call(self)
-        refusal.error = error
+        refused = self._collect_waiting()
+        refused.error = error
+        refused.finish()
+
+    def _collect_waiting(self) -> Call:
+        """Everything that waits, in a call that is never made."""
+        call = Call(self)
         with contextlib.suppress(IndexError):
             while True:
                 bunch = self._waiting.popleft()
                 bunch.sealed = True
-                self._collect_bunch(bunch, refusal)
-                bunch.event.set()
+                bunch.calls += 1
+                call.bunches.append(bunch)
+                self._collect_bunch(bunch, call)
+        return call
 
     # Connections.
 
@@ -432,7 +445,7 @@ class Line:
         """A new connection. The one that is being opened already, if there is one: they do not pile up."""
         attempt = self._attempt
         if attempt is None:
-            attempt = self._attempt = _Attempt(self._connect)
+            attempt = self._attempt = _Attempt.begin(self._connect)
         left = self._waiting[0].asked + self._timeout - time.monotonic()
         if not attempt.done.wait(max(left, self._timeout * _LEAST)):
             raise TimeoutError(f"no connection within {self._timeout:g} s")
@@ -483,7 +496,16 @@ class _Attempt:
         self.error: Exception = ConnectionError("no connection")
         self._connect = connect
         self._wanted = True
-        threading.Thread(target=self._run, name="seawall-connecting", daemon=True).start()
+
+    @classmethod
+    def begin(cls, connect: Callable[[], AbstractConnection]) -> _Attempt:
+        """One that is under way."""
+        attempt = cls(connect)
+        try:
+            threading.Thread(target=attempt._run, name="seawall-connecting", daemon=True).start()
+        except RuntimeError as error:  # there are too many threads already, or the interpreter is ending
+            raise ConnectionError(str(error)) from error
+        return attempt
 
     def _run(self) -> None:
         try:

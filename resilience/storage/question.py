@@ -123,6 +123,7 @@ class Call:
     __slots__ = (
         "abandoned",
         "asking",
+        "asks",
         "bunches",
         "deadline",
         "error",
@@ -136,7 +137,8 @@ class Call:
 
     def __init__(self, line: Returns, *, asking: bool = False) -> None:
         self.line = line
-        self.asking = asking  # the answer to an ASKING comes first
+        self.asking = asking
+        self.asks = False  # the answer to an ASKING comes first
         self.keys: list[bytes] = []
         self.terms: list[bytes] = []
         self.bunches: list[Bunch] = []

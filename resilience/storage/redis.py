@@ -10,7 +10,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from redis.backoff import NoBackoff
@@ -36,25 +36,24 @@ _PLAIN_SUBJECT = re.compile(r"[A-Za-z0-9_.:@/-]{1,96}")
 _MOST_CHARGES = 512
 """In one decision; a call of the script takes 65,536."""
 _KEPT = 4_096
-"""Names and terms that are kept ready, of each limit."""
+"""Names, and terms, that are kept ready: some 400 bytes each."""
 _LONGEST_KEPT = 256
-
-_Name = TypeVar("_Name")
-_Value = TypeVar("_Value")
 
 # A named tuple's own constructor takes twice as long as the tuple's.
 _new = tuple.__new__
 
 
 class Keys:
-    """Names of buckets on a server, as they travel.
+    """Names of buckets on a server, and terms of charges, as they travel. Those in use are kept ready, a bounded number.
 
-    Bounded in length: a subject of unusual characters or of more than 96 bytes is kept as its BLAKE2b hash. It is the hash
-    tag, so that all limits of one caller share a slot of a cluster.
+    A name is bounded in length: a subject of unusual characters or of more than 96 bytes is kept as its BLAKE2b hash. The
+    subject is the hash tag, so that all limits of one caller share a slot of a cluster.
     """
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
+        self._names: dict[tuple[str, str], bytes] = {}
+        self._terms: dict[tuple[int, int, int, bool], tuple[Limit, bytes]] = {}
 
     def key(self, scope: str, subject: str) -> str:
         """The name of the bucket."""
@@ -68,7 +67,22 @@ class Keys:
 
     def encoded(self, scope: str, subject: str) -> bytes:
         """The name as it travels."""
-        return bulk(self.key(scope, subject).encode())
+        name = self._names.get((scope, subject))
+        if name is None:
+            name = bulk(self.key(scope, subject).encode())
+            if len(subject) <= _LONGEST_KEPT:
+                _make_room(self._names)
+                self._names[scope, subject] = name
+        return name
+
+    def terms(self, limit: Limit, cost: int, floor: int, *, more: bool) -> bytes:
+        """`charge_terms`, kept ready."""
+        # By identity: to compare limits, or to hash one, takes as long as to write its numbers down.
+        known = self._terms.get((id(limit), cost, floor, more))
+        if known is None or known[0] is not limit:
+            _make_room(self._terms)
+            known = self._terms[id(limit), cost, floor, more] = limit, charge_terms(limit, cost, floor, more=more)
+        return known[1]
 
 
 class RedisStorage:
@@ -92,7 +106,7 @@ class RedisStorage:
         clock: Clock | None = None,
         connect: Callable[[], AbstractConnection] | None = None,
     ) -> None:
-        if timeout <= 0:
+        if not timeout > 0:
             raise ValueError(f"timeout={timeout!r}: a storage takes seconds above 0")
         self.uri = without_credentials(uri)
         self._keys = Keys(namespace)
@@ -113,17 +127,14 @@ class RedisStorage:
     def taker(self, scope: str, limit: Limit, floor: int = 0, lease: int = 0) -> Taker:  # noqa: ARG002
         """`take` for one charge with everything prepared that does not change."""
         ask, encoded = self._carrier.ask, self._keys.encoded
-        keys: dict[str, tuple[bytes]] = {}
-        terms: dict[int, tuple[bytes]] = {}
+        ready: dict[int, tuple[bytes]] = {}
 
         def take_one(subject: str, cost: int) -> Decision:
-            key = keys.get(subject)
-            if key is None:
-                key = _kept(keys, subject, (encoded(scope, subject),))
-            known = terms.get(cost)
-            if known is None:
-                known = _kept(terms, cost, (charge_terms(limit, cost, floor),))
-            question = Question(key, known)
+            terms = ready.get(cost)
+            if terms is None:
+                _make_room(ready)
+                terms = ready[cost] = (charge_terms(limit, cost, floor),)
+            question = Question((encoded(scope, subject),), terms)
             allowed = ask(question)
             return _new(Decision, (allowed, (_new(Quota, (limit, question.level, cost, floor)),)))
 
@@ -147,10 +158,8 @@ def charges_question(keys: Keys, charges: Sequence[Charge]) -> Question:
     names = [keys.encoded(charge.scope, charge.subject) for charge in charges]
     if len(set(names)) != len(names):
         raise ValueError("two charges of one decision name the same bucket: add their costs instead")
-    last = len(charges) - 1
-    terms = [
-        charge_terms(charge.limit, charge.cost, charge.floor, more=place < last) for place, charge in enumerate(charges)
-    ]
+    more = len(charges)
+    terms = [keys.terms(limit, cost, floor, more=(more := more - 1) > 0) for _, _, limit, cost, floor, _ in charges]
     return Question(names, terms)
 
 
@@ -167,11 +176,11 @@ def refunds_question(keys: Keys, refunds: Sequence[Refund]) -> Question:
 
 def decision_of(charges: Sequence[Charge], allowed: bool, levels: Sequence[int]) -> Decision:
     """The decision, from what the question was answered."""
-    quotas = tuple(
-        _new(Quota, (charge.limit, level, charge.cost, charge.floor))
-        for charge, level in zip(charges, levels, strict=True)
-    )
-    return _new(Decision, (allowed, quotas))
+    quotas = [
+        _new(Quota, (limit, level, cost, floor))
+        for (_, _, limit, cost, floor, _), level in zip(charges, levels, strict=True)
+    ]
+    return _new(Decision, (allowed, tuple(quotas)))
 
 
 def connection_options(uri: str, *, timeout: float) -> tuple[type[AbstractConnection], dict[str, Any]]:
@@ -190,12 +199,9 @@ def connection_options(uri: str, *, timeout: float) -> tuple[type[AbstractConnec
     return kind, options
 
 
-def _kept(ready: dict[_Name, _Value], name: _Name, value: _Value) -> _Value:
+def _make_room(ready: dict[Any, Any]) -> None:
     if len(ready) >= _KEPT:
         ready.clear()
-    if not isinstance(name, str) or len(name) <= _LONGEST_KEPT:
-        ready[name] = value
-    return value
 
 
 def _client_address(uri: str) -> str:

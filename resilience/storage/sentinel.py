@@ -60,6 +60,7 @@ class RedisSentinelStorage(RedisStorage):
         servers = parse_servers(uri, default_port=_SENTINEL_PORT)
         self._primary = primary = _Primary(servers, timeout=timeout)
         super().__init__(primary.client_uri, timeout=timeout, namespace=namespace, clock=clock)
+        # Not by way of `connect`: what takes an address apart there may refuse several servers.
         self.uri = servers.uri
         self._carrier = Carrier(primary.connect, uri=self.uri, timeout=timeout, clock=clock)
         primary.when_replaced(self._carrier.close)

@@ -64,24 +64,26 @@ def test_two_thousand_callers_at_once_are_given_exactly_the_burst(kind: str) -> 
 
 def check_allowance(kind: str, seconds: float) -> None:
     """At five times the rate: as much as burst and time allow, not a token more, and not one less."""
-    limit = Limit(300, 1, 300)
-    seen = crowd(
-        kind, limit, processes=4, greenlets=20, manner="steady", seconds=seconds, rate=5.0 * float(limit.amount)
-    )
-    admitted = len(seen.admitted)
-    # Not one more: they were all admitted between the first question and the last answer.
-    assert admitted <= limit.size + tokens(limit, seen.last_answered - seen.first_asked)
-    # Not one less: whoever was refused last found less than a token, so all that time had given until then was gone,
-    # unless the bucket was full for a while, for which nobody would have had to ask for a second.
-    assert seen.longest_pause < 900_000, "the machine stood still for so long that the bucket may have been full"
-    assert admitted > limit.size + tokens(limit, seen.last_refused - seen.first_answered) - 1
-    # Which is what it comes to for whoever reads the limit and looks at the clock: within a hundredth. The last refusal is
-    # one of 1,500 in a second, so a few milliseconds before the end, or what the machine makes of them.
-    allowance = limit.size + tokens(limit, round(seconds * 1_000_000))
-    late = tokens(limit, round(seconds * 1_000_000) - (seen.last_refused - seen.first_answered))
-    assert admitted >= allowance - max(allowance / 100, late + 1)
+    limit = Limit(300, 1, 600)
+    rate = 5 * 300.0
+    for _ in range(3):
+        seen = crowd(kind, limit, processes=4, greenlets=20, manner="steady", seconds=seconds, rate=rate)
+        admitted = len(seen.admitted)
+        # Not one more: they were all admitted between the first question and the last answer.
+        assert admitted <= limit.size + tokens(limit, seen.last_answered - seen.first_asked)
+        # A bucket that is full for a while gains nothing. From the first refusal on it was so far from full that nobody
+        # would have had to ask for two seconds, which a machine that is needed elsewhere can bring about.
+        if seen.longest_unrefused < 1_900_000:
+            break
+    else:
+        pytest.fail("three times the machine stood still for two seconds")
+    # Not one less: the first who was refused found less than a token, so the burst was gone; the last one did, so all
+    # that time had given meanwhile was gone, too. Of ten seconds' allowance that one token is 0.03 %.
+    assert admitted > limit.size + tokens(limit, seen.last_refused - seen.first_refused) - 1
+    assert seen.last_refused - seen.first_refused > seconds * 500_000, "there was hardly anything to refuse"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", KINDS)
 def test_at_five_times_the_rate_as_much_is_admitted_as_burst_and_time_allow(kind: str) -> None:
     check_allowance(kind, 2.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 
@@ -214,3 +216,9 @@ def test_every_storage_offers_the_fast_path(kind: str) -> None:
 
 def test_the_memory_storage_that_is_tested_is_the_one_that_is_used() -> None:
     assert isinstance(open_bare("memory"), MemoryStorage)
+
+
+def test_the_suite_needs_no_test_framework() -> None:
+    program = "import sys, resilience.testing; print(*{'pytest', 'hypothesis', 'gevent'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert "\n" == done.stdout

@@ -6,11 +6,13 @@ import gc
 import inspect
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 
 import limits
 import pytest
@@ -476,3 +478,26 @@ def test_minutes_are_minutes(strategy: TokenBucketRateLimiter, key: str) -> None
     strategy.hit(item, key, cost=60)
     reset, _ = strategy.get_window_stats(item, key)
     assert 1.0 < reset - time.time() <= 2.0
+
+
+def test_what_a_greenlet_was_shown_is_not_shown_to_another(server: RedisServer) -> None:
+    program = """
+    from gevent import monkey; monkey.patch_all()
+    import sys, gevent, resilience, limits
+    from limits.storage import storage_from_string
+    from limits.strategies import STRATEGIES
+    strategy = STRATEGIES["token-bucket"](storage_from_string(sys.argv[1], socket_timeout=10.0))
+    item = limits.parse("9/day")
+    strategy.hit(item, "another")
+    def one(turn):
+        strategy.hit(item, "key")
+        gevent.sleep(0.05 * (2 - turn))
+        return strategy.get_window_stats(item, "key").remaining
+    greenlets = [gevent.spawn(one, turn) for turn in range(2)]
+    gevent.joinall(greenlets, raise_error=True)
+    print(*(greenlet.value for greenlet in greenlets))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), server.uri]
+    folder = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=folder)
+    assert "8 7\n" == done.stdout

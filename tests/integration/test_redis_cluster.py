@@ -423,6 +423,7 @@ def _fail_over(whole: ClusterGroup, callers: str, folder: Path, failure: signal.
     try:
         time.sleep(0.3)
         old = whole.primaries[0]
+        old.wait_until_copied(whole.nodes)
         os.kill(old.pid, failure)
         hammering.storage_is_broken()
         whole.wait_for_new_primary(old)
@@ -435,7 +436,7 @@ def _fail_over(whole: ClusterGroup, callers: str, folder: Path, failure: signal.
     assert result["available"]
     assert result["back_at"] - promoted_at < 2
     for bucket, admitted in result["admitted"].items():
-        # What was used up before has long been copied. The rest: a burst at most that the new primary had not heard of, and
+        # What was used up before had been copied. The rest: a burst at most that the new primary had not heard of, and
         # a burst of this process while there was none.
         assert admitted <= BURST * (2 if bucket.startswith("used up") else 3), bucket
 

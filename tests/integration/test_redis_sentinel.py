@@ -150,6 +150,7 @@ def _fail_over(group: SentinelGroup, callers: str, folder: Path, failure: signal
     try:
         time.sleep(0.3)
         old = group.primary
+        old.wait_until_copied([group.replica])
         os.kill(old.pid, failure)
         hammering.storage_is_broken()
         group.wait_for_new_primary(old)
@@ -162,7 +163,7 @@ def _fail_over(group: SentinelGroup, callers: str, folder: Path, failure: signal
     assert result["available"]
     assert result["back_at"] - promoted_at < 2
     for bucket, admitted in result["admitted"].items():
-        # What was used up before has long been copied. The rest: a burst at most that the new primary had not heard of, and
+        # What was used up before had been copied. The rest: a burst at most that the new primary had not heard of, and
         # a burst of this process while there was none.
         assert admitted <= BURST * (2 if bucket.startswith("used up") else 3), bucket
 
@@ -187,7 +188,7 @@ def test_a_primary_that_is_replaced_while_it_lives_is_left_within_a_second_or_tw
     with closing(RedisSentinelStorage(group.uri, timeout=2)) as storage:
         assert 9 == remaining(storage)
         old = group.primary
-        wait_until(lambda: 1 == old.command("WAIT", 1, 100), "the replica has it")
+        old.wait_until_copied([group.replica])
         group.sentinels[0].command("SENTINEL", "FAILOVER", group.service)
         group.wait_for_new_primary(old)
         with suppress(redis.ReadOnlyError):  # the sentinels were faster

@@ -339,12 +339,6 @@ def test_keys_are_bounded_and_cannot_be_forged(storage: RedisStorage, client: re
     assert all(key.startswith("seawall:limit:{#") for key in keys)
 
 
-def test_a_key_is_namespaced_and_tagged_by_its_subject(server: RedisServer, client: redis.Redis) -> None:
-    with closing(RedisStorage(server.uri, timeout=5, namespace="shop")) as storage:
-        storage.take([Charge("api:60", "10.0.0.1", TEN, 1)])
-    assert ["shop:limit:{10.0.0.1}:api:60"] == keys_of(client)
-
-
 @pytest.mark.parametrize("value", ["nonsense", "x" * 24, "", b"\xff" * 24])
 def test_a_foreign_value_under_a_key_is_a_full_bucket(
     storage: RedisStorage, client: redis.Redis, value: str | bytes
@@ -382,35 +376,6 @@ def test_what_takes_one_charge_decides_as_take_does(server: RedisServer, client:
         for cost in (0, 1, 9, 1, 1, 11, 0):
             assert storage.take([Charge("b", "s", TEN, cost, -TEN.debt(6))]) == one("s", cost)
             clock.advance(0.5)
-
-
-def test_names_and_costs_without_end_do_not_grow_the_process(storage: RedisStorage) -> None:
-    one = storage.taker("scope", TEN)
-    ready = [cell.cell_contents for cell in one.__closure__ or () if isinstance(cell.cell_contents, dict)]
-    for number in range(5_000):
-        one(f"subject{number}", number)
-    one("x" * 100_000, 1)
-    assert 2 == len(ready)
-    assert all(0 < len(kept) <= 4_096 for kept in ready)
-    assert all(not isinstance(name, str) or len(name) <= 256 for kept in ready for name in kept)
-
-
-@pytest.mark.parametrize(
-    ("charged", "reason"),
-    [
-        ([], "0 charges: a decision takes 1 to 512"),
-        ([Charge(f"{place}", "s", TEN, 1) for place in range(513)], "513 charges"),
-        ([Charge("a", "s", TEN, 1), Charge("a", "s", TEN, 2)], "two charges of one decision name the same bucket"),
-    ],
-)
-def test_a_decision_without_meaning_is_refused(storage: RedisStorage, charged: list[Charge], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        storage.take(charged)
-
-
-def test_a_timeout_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="timeout=0: a storage takes seconds above 0"):
-        RedisStorage("redis://127.0.0.1:1", timeout=0)
 
 
 # Addresses

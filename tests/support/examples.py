@@ -8,7 +8,7 @@ from hypothesis import settings
 
 __all__ = ["load_profile", "many"]
 
-QUICK = 20
+QUICK = 10
 THOROUGH = 50
 
 

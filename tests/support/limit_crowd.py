@@ -68,12 +68,12 @@ class Seen(NamedTuple):
 
     admitted: list[Admission]
     calls: int
-    first_answered: int
-    """When the first answer came."""
+    first_refused: int
+    """When the first one that was refused had its answer: the bucket had been emptied before."""
     last_refused: int
-    """When the last one that was refused asked."""
-    longest_pause: int
-    """The longest time in which nobody asked."""
+    """When the last one that was refused asked: the bucket was empty at that moment or after it."""
+    longest_unrefused: int
+    """The longest time in which nobody asked who was refused: for no longer has the bucket had time to fill."""
     troubles: int
     """How often a storage failed, so that a stand-in decided."""
 
@@ -137,13 +137,14 @@ def _started(task: Task) -> subprocess.Popen[str]:
 
 
 def _together(parts: Sequence[dict[str, Any]]) -> Seen:
-    asked = sorted(moment for part in parts for moment in part["asked"])
+    refused = sorted(moment for part in parts for moment in part["refused"])
+    answered = [part["first_refused"] for part in parts if part["first_refused"] is not None]
     return Seen(
         admitted=sorted(Admission(*pair) for part in parts for pair in part["admitted"]),
         calls=sum(part["calls"] for part in parts),
-        first_answered=min(part["first_answered"] for part in parts),
-        last_refused=max(part["last_refused"] for part in parts),
-        longest_pause=max((later - earlier for earlier, later in itertools.pairwise(asked)), default=0),
+        first_refused=min(answered, default=0),
+        last_refused=max(refused, default=0),
+        longest_unrefused=max((later - earlier for earlier, later in itertools.pairwise(refused)), default=0),
         troubles=sum(part["troubles"] for part in parts),
     )
 
@@ -229,10 +230,9 @@ class _Asker:
         self._limiter = RateLimiter(self.limit, name=task.name, key="everybody", storage=self.storage)
         self._other = RateLimiter(self.limit, name=f"{task.name}:before", key=str(os.getpid()), storage=self.storage)
         self.admitted: list[tuple[int, int]] = []
-        self.asked: list[int] = []
+        self.refused: list[int] = []
+        self.first_refused: int | None = None
         self.calls = 0
-        self.first_answered: int | None = None
-        self.last_refused = 0
 
     def prepare(self) -> None:
         """Connect, by a decision about another bucket."""
@@ -244,14 +244,13 @@ class _Asker:
         decision = self._limiter.try_acquire()
         answered = _microseconds()
         self.calls += 1
-        if not self.asked or asked - self.asked[-1] >= 1_000:
-            self.asked.append(asked)  # every millisecond will do
-        if self.first_answered is None:
-            self.first_answered = answered
         if decision.allowed:
             self.admitted.append((asked, answered))
-        else:
-            self.last_refused = max(self.last_refused, asked)
+            return 0.0
+        if self.first_refused is None:
+            self.first_refused = answered
+        if not self.refused or asked - self.refused[-1] >= 1_000:
+            self.refused.append(asked)  # every millisecond will do
         return decision.retry_after or 0.0
 
     def report(self) -> dict[str, Any]:
@@ -259,10 +258,9 @@ class _Asker:
         snapshot = getattr(self.storage, "snapshot", None)
         return {
             "admitted": self.admitted,
-            "asked": self.asked,
+            "refused": self.refused,
+            "first_refused": self.first_refused,
             "calls": self.calls,
-            "first_answered": self.first_answered,
-            "last_refused": self.last_refused,
             "troubles": 0 if snapshot is None else snapshot().failures,
         }
 

@@ -307,3 +307,39 @@ def struck(uri: str, pid: str) -> None:
         os.kill(int(pid), signal.SIGCONT)
         timer.join()
     print(left(take("b", 1)), left(take("b", 1)))
+
+
+def shaken(uri: str) -> None:
+    """Threads ask while connections are cut, scripts forgotten and the storage closed, all the time.
+
+    Prints whether there were decisions, whether there were failures, and how many callers waited for much longer than the
+    timeout.
+    """
+    storage = RedisStorage(uri, timeout=0.5)
+    end = time.monotonic() + 1.5
+    decided, failed, late = [], [], []
+
+    def caller(number: int) -> None:
+        take = storage.taker(f"shaken{number}", Limit(1_000_000, 1))
+        while time.monotonic() < end:
+            started = time.monotonic()
+            try:
+                decided.append(take("a", 1))
+            except StorageUnavailable as error:
+                failed.append(error)
+            if time.monotonic() - started > 5:
+                late.append(number)
+
+    callers = list(_started(caller, 20))
+    chance = random.Random(1)
+    while time.monotonic() < end:
+        with redis.Redis.from_url(uri) as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+            if chance.random() < 0.3:
+                client.script_flush()
+        if chance.random() < 0.1:
+            storage.close()
+        time.sleep(chance.random() * 0.02)
+    for each in callers:
+        each.join()
+    print(bool(decided), bool(failed), len(late))

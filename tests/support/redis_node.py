@@ -131,6 +131,14 @@ class RedisNode:
             and state.get("master_link_status") == "up"
         )
 
+    def wait_until_copied(self, replicas: Sequence[RedisNode]) -> None:
+        """Return when one of `replicas` has everything that was written here until now."""
+        written = self.replication()["master_repl_offset"]
+        wait_until(
+            lambda: any(node.follows(self) and node.replication()["slave_repl_offset"] >= written for node in replicas),
+            f"a replica has what {self} has",
+        )
+
 
 def start_together(nodes: Sequence[RedisNode]) -> None:
     """Return when all of them answer."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import unittest
 from collections.abc import Callable, Sequence
@@ -36,13 +34,13 @@ def test_a_listener_remembers_what_it_was_told() -> None:
     listener = RecordingListener()
     breaker = pybreaker.CircuitBreaker(fail_max=1, listeners=[listener], throw_new_error_on_trip=False)
     breaker.call(lambda: None)
-    with pytest.raises(KeyError):
-        breaker.call(lambda: {}["missing"])
+    with pytest.raises(ValueError, match="no"):
+        breaker.call(int, "no")
     assert [
         ("before_call",),
         ("success",),
         ("before_call",),
-        ("failure", "KeyError"),
+        ("failure", "ValueError"),
         ("state_change", "closed", "open"),
     ] == listener.heard
 
@@ -88,12 +86,6 @@ def test_it_runs_under_unittest_too() -> None:
     result = unittest.TestResult()
     unittest.defaultTestLoader.loadTestsFromTestCase(Suite).run(result)
     assert (len(names_of_tests()), True) == (result.testsRun, result.wasSuccessful())
-
-
-def test_it_needs_no_test_framework() -> None:
-    program = "import sys, resilience.testing; print(*{'pytest', 'hypothesis', 'gevent'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    assert "\n" == done.stdout
 
 
 def test_who_does_not_say_how_a_storage_is_opened_is_told_to() -> None:

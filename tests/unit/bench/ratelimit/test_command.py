@@ -31,7 +31,7 @@ def test_quick_is_small() -> None:
 
 def test_options_override_the_sizes() -> None:
     asked = plan("--quick", "--rounds", "3", "--seconds", "0.1", "--greenlets", "50", "--only", "seawall")
-    assert Plan(rounds=3, seconds=0.1, greenlets=50, only="seawall") == asked
+    assert Plan(rounds=3, seconds=0.1, greenlets=50, every_server=False, only="seawall") == asked
 
 
 def test_only_those_take_part_whose_names_match() -> None:

@@ -14,7 +14,7 @@ from flask.typing import ResponseReturnValue
 from flask.views import MethodView, View
 from werkzeug.routing import Rule
 
-from resilience import MemoryStorage, RateLimiter, Resilience, rate_limit
+from resilience import MemoryStorage, RateLimiter, Resilience, all_of, rate_limit
 from resilience.core.limiter import Charge, Decision
 from resilience.registry import PROCESS_REGISTRY
 from resilience.scope import PROCESS
@@ -100,6 +100,14 @@ def test_several_limiters_with_keys_of_their_own_are_decided_together_all_or_not
     assert {"each": 1, "together": 0} == remaining(
         client.get("/one", environ_overrides={"REMOTE_ADDR": "192.0.2.3"})
     ) | {"each": 1}
+
+
+def test_limiters_that_were_combined_before_are_taken_as_they_are() -> None:
+    together = all_of(RateLimiter("9/minute", name="loose"), RateLimiter("2/minute", name="tight"))
+    app, _ = made(application_limits=together)
+    client = app.test_client()
+    assert {"loose": 8, "tight": 1} == remaining(client.get("/one"))
+    assert [200, 429] == [client.get(path).status_code for path in ("/other", "/one")]
 
 
 # -- defaults --------------------------------------------------------------------------------------------------------

@@ -609,9 +609,40 @@ def test_work_that_goes_on_with_a_request_s_context_finds_its_application() -> N
 
 def test_whoever_is_refused_too_often_can_be_shut_out() -> None:
     strikes = RateLimiter("2/hour", name="strikes")
-    app = limited(made(on_breach=lambda rejection: strikes.try_acquire() and None))
+
+    def strike(rejection: RateLimited) -> None:
+        strikes.try_acquire()
+
+    app = limited(made(on_breach=strike))
     app.before_request(lambda: None if strikes.peek().allowed else abort(403))
     client = app.test_client()
     assert [200, 429, 429, 403, 403] == [client.get("/limited").status_code for _ in range(5)]
     assert 403 == client.get("/").status_code
     assert 200 == client.get("/", environ_overrides={"REMOTE_ADDR": "192.0.2.9"}).status_code
+
+
+def test_in_an_application_s_context_without_a_request_limits_work_as_anywhere() -> None:
+    heard: list[str] = []
+    app = made(on_breach=lambda rejection: heard.append(rejection.policy), key=lambda: "somebody")
+    counted: list[int] = []
+    limiter = RateLimiter("1/minute", name="job", deduct_when=lambda result: counted.append(result) is None)
+    with app.app_context():
+        greet()
+        greet()
+        with pytest.raises(RateLimited):
+            greet()
+        assert 42 == limiter(lambda: 42)()
+    assert (["greeting"], [42]) == (heard, counted)
+
+
+def test_a_limit_before_the_view_may_answer_in_its_place() -> None:
+    app = made(application_limits=RateLimiter("1/minute", name="early", on_breach=lambda rejection: ("wait", 503)))
+    client = app.test_client()
+    assert [(200, "hello"), (503, "wait")] == [
+        (answer.status_code, answer.text) for answer in map(client.get, ["/", "/"])
+    ]
+
+
+def test_who_is_calling_may_be_a_plain_string() -> None:
+    client = made(key=lambda: request.headers.get("X-User")).test_client()
+    assert [200, 200, 429, 200] == [client.get("/", headers={"X-User": name}).status_code for name in "aaab"]

@@ -12,7 +12,7 @@ from greenlet import greenlet
 from resilience import Decision, Limit, MemoryStorage, RateLimited, RateLimiter, StorageUnavailable, rate_limit
 from resilience.core.limiter import LARGEST
 from resilience.registry import PROCESS_REGISTRY
-from resilience.scope import PROCESS
+from resilience.scope import PROCESS, RESOLVERS
 from resilience.testing import FakeClock
 from tests.support.simulated import Interruption, Simulation
 from tests.support.surroundings import Surroundings, surrounded_by
@@ -441,6 +441,33 @@ def test_an_application_may_have_every_limit_skipped(make: Make) -> None:
         request.wanted = "skip"
         assert [Decision(True, ())] * 3 == [demo.acquire() for _ in range(3)]
     assert ([], 3, 1) == (request.observed, demo.snapshot().exempted, demo.peek().remaining)
+
+
+def test_a_decorated_function_is_decided_by_what_surrounds_it(make: Make) -> None:
+    demo = make("2/minute", key=None, storage=None)
+    greet = demo(lambda: "hello")
+    with surrounded_by(Surroundings(MemoryStorage())) as request:
+        assert ["hello", "hello"] == [greet(), greet()]
+        with pytest.raises(RateLimited):
+            greet()
+        assert [True, True, False] == [decision.allowed for _, _, decision in request.observed]
+        request.wanted = "shadow"
+        assert "hello" == greet()
+        request.wanted = "skip"
+        assert "hello" == greet()
+    snapshot = demo.snapshot()
+    assert (2, 1, 1, 1) == (snapshot.allowed, snapshot.denied, snapshot.shadow_denied, snapshot.exempted)
+
+
+def test_a_decorated_function_outside_of_any_application_belongs_to_the_process(make: Make) -> None:
+    greet = make("1/minute", key=None, cost=lambda: 1)(lambda: "hello")
+    RESOLVERS.insert(0, lambda: None)
+    try:
+        greet()
+        with pytest.raises(RateLimited):
+            greet()
+    finally:
+        del RESOLVERS[0]
 
 
 @pytest.mark.parametrize("by", ["the limit", "the application"])

@@ -133,6 +133,7 @@ def test_only_the_named_methods_are_limited_and_head_is_get() -> None:
         answers = {}
         for request.verb in ("POST", "GET", "HEAD", "BREW", None):
             answers[request.verb] = demo.try_acquire("alice").allowed
+    assert (frozenset({"GET"}), False) == (demo.methods, demo.per_method)
     assert {"POST": True, "GET": True, "HEAD": False, "BREW": True, None: False} == answers
 
 

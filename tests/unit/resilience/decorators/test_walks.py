@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from resilience import Limit, MemoryStorage, RateLimited, RateLimiter
+from resilience.notation import parse_limits
 from resilience.testing import smallest_burst
 from tests.support.examples import many
 from tests.support.simulated import Interruption, Simulation
@@ -59,7 +60,7 @@ def begin(limiter: RateLimiter, caller: Caller) -> bool:
     return True
 
 
-def walk(limit: Limit, crowd: list[Caller], **options: Any) -> list[tuple[int, int, int]]:
+def walk(limit: Limit | list[Limit], crowd: list[Caller], **options: Any) -> list[tuple[int, int, int]]:
     """Those that began: the moment in microseconds, the cost, and the place in the crowd."""
     clock = Simulation()
     limiter = RateLimiter(limit, name="walk", key="all", storage=MemoryStorage(clock=clock), clock=clock, **options)
@@ -132,6 +133,19 @@ def test_turns_that_are_given_up_are_used_no_more_than_once(crowd: list[Caller])
     limit = Limit(10, 1, 10)
     began = walk(limit, crowd, wait=60.0)
     assert worst(began, limit) <= 10
+
+
+PAIRS = [("10/second", "20 per 10 seconds"), ("2/second", "100/minute"), ("3/second", "4 per 2 seconds")]
+
+
+@settings(max_examples=many(200))
+@given(crowd=st.one_of(crowds(), queues()), pair=st.sampled_from(PAIRS), burst=st.integers(2, 10))
+def test_of_several_limits_each_holds_whoever_waits_for_which(
+    crowd: list[Caller], pair: tuple[str, str], burst: int
+) -> None:
+    limits = [parse_limits(text, burst=burst)[0] for text in pair]
+    began = walk(limits, crowd, wait=30.0)
+    assert [True, True] == [worst(began, limit) <= burst for limit in limits]
 
 
 @settings(max_examples=many(200))

@@ -216,11 +216,11 @@ def test_what_is_asked_meanwhile_travels_together(carrier: Carrier, server: Serv
 
 def test_of_very_many_half_go_first_so_that_two_writes_are_under_way(carrier: Carrier, server: Server) -> None:
     under_way(carrier, server)
-    others = asked(carrier, *map(str, range(200)))
+    others = asked(carrier, *map(str, range(128)))
     server.allow(1)
     first, second = server.hear_keys(), server.hear_keys()
-    assert [str(number).encode() for number in range(200)] == [*first, *second]
-    assert len(first) in range(100, 132)
+    assert [str(number).encode() for number in range(128)] == [*first, *second]
+    assert 64 == len(first)
     waiting = asked(carrier, "late")
     assert server.silent()
     server.allow(*range(len(first)))
@@ -323,6 +323,23 @@ class TestGroups:
         server.allow(2)
         assert [True, True] == [plain.wait(), asking.wait()]
         assert [1, 2] == [plain.level, asking.level]
+
+    def test_asking_comes_before_the_whole_script_too(self, carrier: Carrier, server: Server) -> None:
+        asking = question("a", asking=True)
+        carrier.send(asking)
+        for command, answer in ((b"EVALSHA", b"-NOSCRIPT No matching script.\r\n"), (b"EVAL", b"*2\r\n+1\r\n:5\r\n")):
+            assert [b"ASKING"] == server.hear()
+            assert command == server.hear()[0]
+            server.say(b"+OK\r\n" + answer)
+        assert (True, 5) == (asking.wait(), asking.level)
+
+    @pytest.mark.parametrize("answer", [b"-MOVED\r\n", b"-ASK 5\r\n", b"*0\r\n", b"*3\r\n+1\r\n:1\r\n:2\r\n"])
+    def test_what_makes_no_sense_is_no_decision(self, carrier: Carrier, server: Server, answer: bytes) -> None:
+        (one,) = asked(carrier, "a")
+        server.hear()
+        server.say(answer)
+        with pytest.raises(StorageUnavailable):
+            one.wait()
 
     @pytest.mark.parametrize(
         ("answer", "expected"),
@@ -581,4 +598,29 @@ class TestEnd:
             one.wait()
         until(lambda: seen)
         assert ZeroDivisionError is seen[0].exc_type
+        carrier.close()
+
+    @pytest.mark.parametrize("allowed", [0, 1, 2])
+    def test_without_threads_there_is_no_decision_and_nobody_waits(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch, allowed: int
+    ) -> None:
+        """The first thread finds out what threads are, the second is the carrier's, the third connects."""
+        left = [True] * allowed
+        start = threading.Thread.start
+
+        def start_if_there_are_any(thread: threading.Thread) -> None:
+            if not left:
+                raise RuntimeError("can't start new thread")
+            left.pop()
+            start(thread)
+
+        carrier = Carrier(server.connect, uri="redis://test", timeout=PATIENCE)
+        monkeypatch.setattr(threading.Thread, "start", start_if_there_are_any)
+        with pytest.raises(StorageUnavailable, match="redis://test did not decide: can't start new thread"):
+            carrier.ask(question())
+        monkeypatch.undo()
+        (one,) = asked(carrier, "a")
+        server.hear()
+        server.allow(1)
+        assert one.wait()
         carrier.close()

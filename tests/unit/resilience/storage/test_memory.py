@@ -185,7 +185,11 @@ def test_whatever_interrupts_a_decision_the_turn_is_given_back() -> None:
 # The shortened arithmetic is the core's.
 
 AMOUNTS = [1, 7, 100, 1_000_000, 0.5, Fraction(1, 3), 10**9]
-limits = st.builds(Limit, st.sampled_from(AMOUNTS), st.sampled_from([0.001, 1, 60, 86_400]), st.integers(1, 50))
+COARSE = Limit(7, 86_400, 150_000)  # counts in ticks of ten microseconds
+limits = st.one_of(
+    st.builds(Limit, st.sampled_from(AMOUNTS), st.sampled_from([0.001, 1, 60, 86_400]), st.integers(1, 50)),
+    st.just(COARSE),
+)
 steps = st.lists(
     st.tuples(
         st.sampled_from(

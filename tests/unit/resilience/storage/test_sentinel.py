@@ -44,3 +44,4 @@ def test_an_address_is_shown_without_its_passwords() -> None:
     storage = RedisSentinelStorage("redis+sentinel://user:secret@h:1,i/s/2?sentinel_password=secret")
     assert "redis+sentinel://h:1,i/s/2" == storage.uri
     assert "secret" not in repr(storage)
+    assert "redis+sentinel://h:1,[::1]:2/s" == RedisSentinelStorage("redis+sentinel://h:1,[::1]:2/s").uri
