@@ -202,7 +202,7 @@ def run_redis(uri: str, greenlets: int, seconds: float, contenders: list[str]) -
     """Microseconds a request, all greenlets together, of each contender. Only in a process that gevent patched."""
     applications = {PLAIN: plain}
     if OURS in contenders:
-        applications[OURS] = lambda: ours(storage_uri=uri)
+        applications[OURS] = lambda: ours(storage_uri=uri, storage_timeout=2.0)
     if THEIRS in contenders:
         applications[THEIRS] = lambda: theirs(uri)
     requesters = {name: requester(make()) for name, make in applications.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from functools import lru_cache
 
-__all__ = ["IPV6_PREFIX", "client_key"]
+__all__ = ["IPV6_PREFIX", "client_key", "network_key"]
 
 IPV6_PREFIX = 64
 """Bits of an IPv6 address that tell subscribers apart: whoever has one address usually has all that share these."""
@@ -30,16 +30,18 @@ def client_key(
     if trusted_proxies and forwarded_for:
         hops = forwarded_for.split(",")
         claimed = (hops[-trusted_proxies] if trusted_proxies <= len(hops) else hops[0]).strip()
-        key = _network(claimed, ipv6_prefix) if len(claimed) <= _LONGEST_ADDRESS else None
+        key = network_key(claimed, ipv6_prefix) if len(claimed) <= _LONGEST_ADDRESS else None
         if key is not None:
             return key
     if not peer:
         return "unix"  # a Unix socket has no address
-    return _network(peer, ipv6_prefix) or peer
+    return network_key(peer, ipv6_prefix) or peer
 
 
 @lru_cache(maxsize=8_192)
-def _network(text: str, ipv6_prefix: int) -> str | None:
+def network_key(text: str, ipv6_prefix: int) -> str | None:
+    """The key of an address, with or without a port or a zone; None for what is no address. Not for texts of any length:
+    they are remembered."""
     try:
         address = ipaddress.ip_address(_without_port(text))
     except ValueError:

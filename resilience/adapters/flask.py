@@ -15,13 +15,13 @@ from flask import (
     Request,
     after_this_request,
     current_app,
-    has_app_context,
     has_request_context,
     request,
 )
+from flask.globals import _cv_app  # what `current_app` looks into: asked by every decision, inside of requests or not
 from werkzeug.exceptions import HTTPException
 
-from resilience.adapters.addresses import client_key
+from resilience.adapters.addresses import client_key, network_key
 from resilience.adapters.answers import Served, render_rejection
 from resilience.adapters.early import KINDS, EarlyLimits, Kind, Rules
 from resilience.adapters.options import PREFIX, Options, read_options, refuse_unknown
@@ -52,7 +52,6 @@ _SERVED = "_resilience"
 
 # What Flask's proxies stand for: each look through one takes longer than a decision's arithmetic. Documented for this use.
 _current_request: Callable[[], Request] = cast("Any", request)._get_current_object  # noqa: SLF001
-_current_app: Callable[[], Flask] = cast("Any", current_app)._get_current_object  # noqa: SLF001
 
 T = TypeVar("T", bound="Callable[..., Any] | type | Blueprint")
 
@@ -79,6 +78,7 @@ class Application:
         self._rules = rules
         self._early = EarlyLimits(app, options, rules)
         self._made_at = SYSTEM_CLOCK.seconds()
+        self._is_reached_directly = options.key is None and not options.trusted_proxies
         self._stance: Stance = "skip" if not options.enabled else "shadow" if options.shadow else "enforce"
         self._place = len(app.before_request_funcs.get(None, ()))
         self._is_attached = False
@@ -93,10 +93,12 @@ class Application:
         except RuntimeError:
             return "process"
         options = self.options
-        if options.key is not None:
-            key = options.key()
-            if key:
-                return _named(key)
+        if self._is_reached_directly:
+            peer = current.remote_addr
+            return (network_key(peer, options.ipv6_prefix) or peer) if peer else client_key(None, None, 0)
+        key = None if options.key is None else options.key()
+        if key:
+            return _named(key)
         proxies = options.trusted_proxies
         claimed = current.environ.get("HTTP_X_FORWARDED_FOR") if proxies else None
         return client_key(current.remote_addr, claimed, proxies, options.ipv6_prefix)
@@ -428,9 +430,10 @@ def _opened(options: Options) -> LimitStorage:
 
 
 def _application_scope() -> Scope | None:
-    if not has_app_context():
+    context = _cv_app.get(None)
+    if context is None:
         return None
-    scope: Scope | None = _current_app().extensions.get(_EXTENSION)
+    scope: Scope | None = context.app.extensions.get(_EXTENSION)
     if scope is None and has_request_context():
         # Without it all clients would be one caller, and a refusal a 500.
         raise RuntimeError(_NO_EXTENSION)

@@ -1,1 +1,1 @@
-"""Where buckets live: this process, or a Redis-compatible server."""
+"""Where buckets live: this process, this host, or a Redis-compatible server."""

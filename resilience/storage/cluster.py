@@ -13,8 +13,8 @@ from typing import TypeVar
 from resilience.core.limiter import Charge, Decision, Limit, Quota, Refund
 from resilience.errors import StorageUnavailable
 from resilience.ports import Clock, Taker
-from resilience.storage.address import parse_servers, wrong_address
 from resilience.storage.carrier import AskAlone, Carrier, Redirected
+from resilience.storage.forms import parse_servers, wrong_address
 from resilience.storage.nodes import Address
 from resilience.storage.parts import Asked, Part, Step, group_of
 from resilience.storage.redis import Keys, decision_of

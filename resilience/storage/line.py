@@ -496,6 +496,7 @@ class _Attempt:
         self.error: Exception = ConnectionError("no connection")
         self._connect = connect
         self._wanted = True
+        self._process = os.getpid()
 
     @classmethod
     def begin(cls, connect: Callable[[], AbstractConnection]) -> _Attempt:
@@ -515,6 +516,10 @@ class _Attempt:
         except _TROUBLE as error:
             self.error = error
         finally:
+            if os.getpid() != self._process:
+                # The copy in a forked child, under greenlets: the connection is the parent's, and threading would complain
+                # about the end of a thread that it does not know.
+                threading.Event().wait()
             self.done.set()
             if not self._wanted:
                 self._disconnect()

@@ -18,8 +18,8 @@ from redis.exceptions import NoPermissionError
 from resilience.core.limiter import Charge, Limit
 from resilience.errors import StorageUnavailable
 from resilience.ports import Clock
-from resilience.storage.address import Servers, parse_servers, wrong_address
 from resilience.storage.carrier import Carrier
+from resilience.storage.forms import Servers, parse_servers, wrong_address
 from resilience.storage.nodes import TROUBLE, Address, asked, connector, exchange
 from resilience.storage.redis import RedisStorage
 

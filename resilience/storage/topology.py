@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from resilience.errors import StorageUnavailable
-from resilience.storage.address import Servers
+from resilience.storage.forms import Servers
 from resilience.storage.nodes import TROUBLE, Address, asked, connector
 from resilience.storage.slots import SLOTS, Owners, addresses, owners, primaries
 from resilience.storage.wrapping import forget_after_fork

@@ -44,7 +44,13 @@ def metric(service: RunningService, outcome: str) -> dict[str, int]:
     return {worker: int(count) for worker, count in re.findall(shape, text)}
 
 
+def wait_for_both(service: RunningService) -> None:
+    """Ready is a service as soon as one worker is."""
+    eventually(lambda: len(metric(service, "allowed")) == 2)
+
+
 def test_all_workers_count_a_caller_s_requests_together_without_a_server(service: RunningService) -> None:
+    wait_for_both(service)
     statuses = [service.get("/nothing").status for _ in range(3 * BURST)]
     assert [404] * BURST + [429] * (2 * BURST) == statuses
     assert 0o600 == shared_file(service).stat().st_mode & 0o777
@@ -59,12 +65,14 @@ def test_all_workers_count_a_caller_s_requests_together_without_a_server(service
 
 
 def test_a_worker_that_is_replaced_forgets_nobody_and_an_operator_can_forgive(service: RunningService) -> None:
+    wait_for_both(service)
     while service.get("/nothing").status != 429:
         pass
     before = set(service.workers)
     service.signal(1)  # HUP: all workers are replaced
-    eventually(lambda: len(service.workers) == 2 and not before & set(service.workers))
+    eventually(lambda: len(service.workers) == 2 and not before & set(service.workers), within=30)
     assert 429 == service.get("/nothing").status
+    wait_for_both(service)
     answer = service.request("POST", "/admin/limiters/default/reset?key=127.0.0.1", headers=ADMIN, admin=True)
     assert (200, 2) == (answer.status, len(answer.json["workers"]["answered"]))
     assert 404 == service.get("/nothing").status
@@ -75,6 +83,7 @@ def test_workers_learn_how_many_share_a_limit_while_its_storage_is_away(tmp_path
     options = {**LIMITED, "resilience_storage_uri": "redis://127.0.0.1:1/0", "gunicorn_cmd_args": "--workers=2"}
     options["web_concurrency"] = 1
     with running_service(tmp_path, **options) as service:
+        wait_for_both(service)
         statuses = [service.get("/nothing").status for _ in range(2 * BURST)]
         allowed = metric(service, "allowed")
         assert 2 == len(allowed)

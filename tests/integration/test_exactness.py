@@ -46,9 +46,7 @@ def crowd(
         for seed in range(processes)
     ]
     with Crowd(tasks) as started:
-        seen = started.go()
-    assert 0 == seen.troubles, "a stand-in decided: the storage did not answer in twenty seconds"
-    return seen
+        return started.go()
 
 
 def tokens(limit: Limit, microseconds: int) -> Fraction:

@@ -27,7 +27,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from resilience.core.limiter import Limit
+from resilience.core.limiter import Decision, Limit
+from resilience.errors import StorageBusy
+from resilience.ports import LimitStorage
 
 __all__ = ["Admission", "Crowd", "Manner", "Seen", "Task", "certain_burst"]
 
@@ -74,8 +76,8 @@ class Seen(NamedTuple):
     """When the last one that was refused asked: the bucket was empty at that moment or after it."""
     longest_unrefused: int
     """The longest time in which nobody asked who was refused: for no longer has the bucket had time to fill."""
-    troubles: int
-    """How often a storage failed, so that a stand-in decided."""
+    busy: int
+    """How often a storage had no time to decide, and was asked again."""
 
     @property
     def first_asked(self) -> int:
@@ -145,7 +147,7 @@ def _together(parts: Sequence[dict[str, Any]]) -> Seen:
         first_refused=min(answered, default=0),
         last_refused=max(refused, default=0),
         longest_unrefused=max((later - earlier for earlier, later in itertools.pairwise(refused)), default=0),
-        troubles=sum(part["troubles"] for part in parts),
+        busy=sum(part["busy"] for part in parts),
     )
 
 
@@ -225,7 +227,9 @@ class _Asker:
         from resilience.storage.address import open_storage
 
         self.task = task
-        self.storage: Any = open_storage(task.uri, timeout=task.timeout)
+        # Without its stand-in: this is about what the storage decides, and if it cannot the process fails.
+        storage: Any = open_storage(task.uri, timeout=task.timeout)
+        self.storage: LimitStorage = getattr(storage, "primary", storage)
         self.limit = Limit(task.amount, task.period, task.burst)
         self._limiter = RateLimiter(self.limit, name=task.name, key="everybody", storage=self.storage)
         self._other = RateLimiter(self.limit, name=f"{task.name}:before", key=str(os.getpid()), storage=self.storage)
@@ -233,6 +237,7 @@ class _Asker:
         self.refused: list[int] = []
         self.first_refused: int | None = None
         self.calls = 0
+        self.busy = 0
 
     def prepare(self) -> None:
         """Connect, by a decision about another bucket."""
@@ -241,7 +246,7 @@ class _Asker:
     def ask(self) -> float:
         """Ask once. Returns the seconds after which it is worth asking again."""
         asked = _microseconds()
-        decision = self._limiter.try_acquire()
+        decision = self._decided()
         answered = _microseconds()
         self.calls += 1
         if decision.allowed:
@@ -253,15 +258,23 @@ class _Asker:
             self.refused.append(asked)  # every millisecond will do
         return decision.retry_after or 0.0
 
+    def _decided(self) -> Decision:
+        """Shared memory gives up when whoever has a lock is not let run. Then it has taken nothing."""
+        while True:
+            try:
+                return self._limiter.try_acquire()
+            except StorageBusy:
+                self.busy += 1
+                time.sleep(0.001)
+
     def report(self) -> dict[str, Any]:
         """What was seen."""
-        snapshot = getattr(self.storage, "snapshot", None)
         return {
             "admitted": self.admitted,
             "refused": self.refused,
             "first_refused": self.first_refused,
             "calls": self.calls,
-            "troubles": 0 if snapshot is None else snapshot().failures,
+            "busy": self.busy,
         }
 
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from resilience.adapters import addresses
-from resilience.adapters.addresses import client_key
+from resilience.adapters.addresses import client_key, network_key
 
 PEER = "192.0.2.1"
 
@@ -96,6 +95,6 @@ def test_whatever_an_untrusted_client_sends_it_stays_one_bucket(forged: str) -> 
 
 def test_what_is_too_long_for_an_address_is_not_remembered() -> None:
     client_key(PEER, None, 0)
-    before = addresses._network.cache_info().currsize
+    before = network_key.cache_info().currsize
     assert [PEER] * 3 == [client_key(PEER, digit * 65, 1) for digit in "123"]
-    assert before == addresses._network.cache_info().currsize
+    assert before == network_key.cache_info().currsize

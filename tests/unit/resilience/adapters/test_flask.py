@@ -625,7 +625,12 @@ def test_in_an_application_s_context_without_a_request_limits_work_as_anywhere()
     heard: list[str] = []
     app = made(on_breach=lambda rejection: heard.append(rejection.policy), key=lambda: "somebody")
     counted: list[int] = []
-    limiter = RateLimiter("1/minute", name="job", deduct_when=lambda result: counted.append(result) is None)
+
+    def count(result: int) -> bool:
+        counted.append(result)
+        return True
+
+    limiter = RateLimiter("1/minute", name="job", deduct_when=count)
     with app.app_context():
         greet()
         greet()

@@ -6,9 +6,10 @@ import pytest
 
 from resilience.core.limiter import Charge, Limit
 from resilience.ports import LimitStorage
-from resilience.storage.address import FORMS, open_storage, parse_servers
+from resilience.storage.address import open_storage
 from resilience.storage.cluster import RedisClusterStorage
 from resilience.storage.denials import RememberedDenials
+from resilience.storage.forms import FORMS, parse_servers
 from resilience.storage.leases import LeasingStorage
 from resilience.storage.memory import MemoryStorage
 from resilience.storage.redis import RedisStorage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resilience.storage.address import parse_servers
+from resilience.storage.forms import parse_servers
 from resilience.storage.sentinel import RedisSentinelStorage, _Primary
 
 
