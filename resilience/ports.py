@@ -80,6 +80,9 @@ class Scope(Protocol):
         `titles` is one and the same object for one policy, so that what is made of it can be kept.
         """
 
+    def replacement(self, rejection: RateLimited) -> Any:
+        """What a refused function returns when `on_breach` gave something."""
+
     def refuse(self, rejection: RateLimited) -> None:
         """Told of a refusal just before it is raised; may set `rejection.response`."""
 

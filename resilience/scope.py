@@ -70,6 +70,10 @@ class ProcessScope:
     def refuse(self, rejection: RateLimited) -> None:
         """The exception itself is the answer."""
 
+    def replacement(self, rejection: RateLimited) -> Any:
+        """What `on_breach` gave."""
+        return rejection.response
+
     def settle(self, then: Callable[[Any], None]) -> bool:  # noqa: ARG002  # the Protocol's signature
         """There is no response to wait for."""
         return False

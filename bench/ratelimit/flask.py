@@ -15,7 +15,7 @@ from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 
 from bench.ratelimit.plan import Plan
-from bench.ratelimit.rounds import at_most, in_patched_process, servers_of
+from bench.ratelimit.rounds import at_least, at_most, in_patched_process, servers_of
 from bench.worker.report import Column, Row, Section
 from resilience import MemoryStorage, Resilience, rate_limit
 
@@ -49,6 +49,7 @@ def run(plan: Plan) -> list[Section]:
     }
     section = _section("A request of Flask's, limits in memory", _added(plan, applications))
     at_most(section, "in memory: added to a request of Flask's", 10, OURS, name="added")
+    at_least(section, "in memory: beside Flask-Limiter", 9.6, OURS, THEIRS, name="added")
     return [section, *_on_redis(plan)]
 
 
@@ -191,9 +192,9 @@ def _on_redis(plan: Plan) -> list[Section]:
                 for row in rows:
                     row.rounds.append(figures[row.contender])
         section = _section(f"A request of Flask's, limits on {name}, {plan.greenlets} greenlets", rows)
-        at_most(
-            section, f"on {name}, {plan.greenlets} greenlets: added to a request of Flask's", 20, OURS, name="added"
-        )
+        where = f"on {name}, {plan.greenlets} greenlets"
+        at_most(section, f"{where}: added to a request of Flask's", 20, OURS, name="added")
+        at_least(section, f"{where}: beside Flask-Limiter", 20.75, OURS, THEIRS, name="added")
         sections.append(section)
     return sections
 

@@ -9,16 +9,39 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flask import Response, current_app
-from werkzeug.exceptions import TooManyRequests
+from werkzeug.exceptions import HTTPException, TooManyRequests
 
 from resilience.adapters.fields import Style, problem_details, retry_after_field, write_fields
 from resilience.core.limiter import Decision
 from resilience.errors import RateLimited, Rejected, StorageUnavailable
 
-__all__ = ["Served", "render_rejection"]
+__all__ = ["Refused", "Served", "made_response", "render_rejection"]
 
 _LOG = logging.getLogger(__name__)
 _WITH_RETRY_AFTER = (429, 503)
+
+
+class Refused(RateLimited, HTTPException):
+    """A refusal of a request, which whoever takes errors apart by themselves (extensions, a blueprint's handler for every
+    `Exception`) knows as an HTTP error too.
+
+    The class has no `code`, so that handlers for `RateLimited` go before those for 429; the object has one.
+    """
+
+    code = None
+    said: int | None = None
+    """The status that it was rendered with, once it was."""
+    __str__ = Exception.__str__
+
+    @classmethod
+    def of(cls, rejection: RateLimited) -> None:
+        """Make `rejection` one of these: who raises it holds it already."""
+        rejection.__class__ = cls
+        vars(rejection).update(code=rejection.status, description=str(rejection))
+
+    def get_response(self, environ: Any = None, scope: Any = None) -> Any:  # noqa: ARG002  # werkzeug's signature
+        """What the refused caller gets."""
+        return render_rejection(self)
 
 
 class Served:
@@ -81,12 +104,13 @@ class Served:
     def _refuse(self, response: Response) -> None:
         """All or nothing: who was refused by a limit of the view's has not used up those before it.
 
-        An answer that is no error means that the application has borne the refusal and served the request after all.
+        Any other answer than a refusal means that the application has borne it and served the request after all.
         """
         rejection = self.rejection
         if rejection is None or response.status_code < 400:
             return
-        if self.early is not None:
+        refusals = (*_WITH_RETRY_AFTER, getattr(rejection, "said", None))
+        if self.early is not None and response.status_code in refusals:
             give_back, self.early = self.early, None
             try:
                 give_back()
@@ -96,17 +120,21 @@ class Served:
             _add_retry_after(rejection, response)
 
 
-def render_rejection(rejection: Rejected) -> Any:
+def render_rejection(rejection: Rejected) -> Response:
     """A rejection as the application wants it said, else as an `application/problem+json` response with Retry-After."""
+    return _said(rejection, _rendered(rejection))
+
+
+def _rendered(rejection: Rejected) -> Response:
     if isinstance(rejection, RateLimited):
         if rejection.response is not None:
-            return _made_response(rejection)
+            return made_response(rejection)
         # An application may have one way to say 429, whoever says it.
         error = TooManyRequests(str(rejection))
         error.__cause__ = rejection
         handled = current_app.handle_http_exception(error)
         if handled is not error:
-            return handled
+            return current_app.make_response(handled)
     response = Response(
         json.dumps(problem_details(rejection)), rejection.status, content_type="application/problem+json"
     )
@@ -114,7 +142,7 @@ def render_rejection(rejection: Rejected) -> Any:
     return response
 
 
-def _made_response(rejection: RateLimited) -> Response:
+def made_response(rejection: RateLimited) -> Response:
     """What was given as a response as one. Whatever says no status of its own is a refusal."""
     given = rejection.response
     if isinstance(given, str):
@@ -125,6 +153,12 @@ def _made_response(rejection: RateLimited) -> Response:
             response.status_code = rejection.status
     if response.status_code in _WITH_RETRY_AFTER and "Retry-After" not in response.headers:
         _add_retry_after(rejection, response)
+    return _said(rejection, response)
+
+
+def _said(rejection: Rejected, response: Response) -> Response:
+    if isinstance(rejection, Refused):
+        rejection.said = response.status_code
     return response
 
 

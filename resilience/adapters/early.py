@@ -25,7 +25,7 @@ from resilience.decorators.combined import CombinedLimiter, all_of
 from resilience.decorators.limiter import RateLimiter
 from resilience.notation import parse_limits
 
-__all__ = ["KINDS", "Declared", "EarlyLimits", "Found", "Kind", "Limiting", "Rules"]
+__all__ = ["KINDS", "Declared", "EarlyLimits", "Found", "Kind", "Limiting", "Rules", "behind", "own_limiters"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ class EarlyLimits:
             return None
         # An endpoint may have dots and no blueprint.
         blueprints = [self._app.blueprints[name] for name in request.blueprints if name in self._app.blueprints]
-        kinds = self._rules.kinds_left([*_behind(self._app.view_functions.get(endpoint)), *blueprints])
+        kinds = self._rules.kinds_left([*behind(self._app.view_functions.get(endpoint)), *blueprints])
         limiters = list(self._application.shared) if "application" in kinds else []
         if not (request.method == "OPTIONS" and getattr(rule, "provide_automatic_options", False)):
             limiters += self._narrower(request.method, endpoint, blueprints, kinds)
@@ -290,7 +290,7 @@ def _gathered(limits: list[Any]) -> list[Any]:
     return gathered
 
 
-def _behind(view: Callable[..., Any] | None) -> Iterator[object]:
+def behind(view: Callable[..., Any] | None) -> Iterator[object]:
     """A view function, what its decorators wrap, and its class."""
     function: Any = view
     while function is not None:
@@ -300,18 +300,23 @@ def _behind(view: Callable[..., Any] | None) -> Iterator[object]:
         function = getattr(function, "__wrapped__", None)
 
 
-def _has_own(view: Callable[..., Any] | None, method: str) -> bool:
-    """Whether a decorator limits the view for this method."""
-    methods = (method.lower(), "dispatch_request")
-    for each in _behind(view):
+def own_limiters(view: Callable[..., Any] | None, method: str) -> Iterator[Limiting]:
+    """What decorators limit the view with, its class's method for this HTTP method included."""
+    # As in Flask, a class without a method for HEAD answers with the one for GET.
+    methods = (method.lower(), *(["get"] if method == "HEAD" else []), "dispatch_request")
+    for each in behind(view):
         inner = [getattr(each, name, None) for name in methods] if isinstance(each, type) else []
         for function in (each, *inner):
             limiter = getattr(function, "limiter", None)
-            if limiter is not None and _concerns(limiter, method):
-                return True
-    return False
+            if isinstance(limiter, Limiting):
+                yield limiter
 
 
-def _concerns(limiter: Any, method: str) -> bool:
+def _has_own(view: Callable[..., Any] | None, method: str) -> bool:
+    """Whether a decorator limits the view for this method."""
+    return any(_concerns(limiter, method) for limiter in own_limiters(view, method))
+
+
+def _concerns(limiter: Limiting, method: str) -> bool:
     method = "GET" if method == "HEAD" else method
     return any(each.methods is None or method in each.methods for each in _members(limiter))

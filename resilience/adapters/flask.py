@@ -22,8 +22,8 @@ from flask.globals import _cv_app  # what `current_app` looks into: asked by eve
 from werkzeug.exceptions import HTTPException
 
 from resilience.adapters.addresses import client_key, network_key
-from resilience.adapters.answers import Served, render_rejection
-from resilience.adapters.early import KINDS, EarlyLimits, Kind, Rules
+from resilience.adapters.answers import Refused, Served, made_response, render_rejection
+from resilience.adapters.early import KINDS, EarlyLimits, Kind, Limiting, Rules, own_limiters
 from resilience.adapters.options import PREFIX, Options, read_options, refuse_unknown
 from resilience.adapters.peers import Message, Peers
 from resilience.clock import SYSTEM_CLOCK
@@ -131,12 +131,24 @@ class Application:
         if has_request_context():
             served = self._served()
             served.rejection, served.is_busy = rejection, True
+            Refused.of(rejection)
         answer = self._answer_of_on_breach(rejection)
         if rejection.response is None:
             rejection.response = answer
         response = self.options.response
         if rejection.response is None and response is not None:
             rejection.response = response(rejection) if callable(response) else response
+
+    def replacement(self, rejection: RateLimited) -> Any:
+        """What `on_breach` gave. In place of the current view's result it is a response: a text without a status is a 429."""
+        if has_request_context() and self._is_of_view(rejection.policy):
+            return made_response(rejection)
+        return rejection.response
+
+    def _is_of_view(self, policy: str) -> bool:
+        current = _current_request()
+        view = self._app.view_functions.get(current.endpoint or "")
+        return any(policy == each.name for own in own_limiters(view, current.method) for each in own.policies)
 
     def settle(self, then: Callable[[Any], object]) -> bool:
         """Call `then` with the response of the current request when it is made. False where there is no request."""
@@ -166,14 +178,17 @@ class Application:
         limiter, is_simple = found
         if is_simple:
             # The path of nearly every request, in fewer steps than an attempt.
-            if limiter.acquire()[1]:
-                self._served().early = limiter.refund
+            policy = limiter.policies[0]
+            # Whose bucket it is may be another one by the time the view has run: a login changes it.
+            subject = policy.own_subject or policy.subject(None, self)
+            if limiter.acquire(subject)[1]:
+                self._served().early = functools.partial(_put_back, limiter, subject)
             return None
-        attempt = limiter.attempt()
+        attempt = limiter.attempt(wait=None)
         if not attempt.decision.allowed:
             rejection = attempt.refuse()
             if attempt.is_replaced:
-                return rejection.response
+                return made_response(rejection)
             raise rejection
         if attempt.decision[1]:
             self._served().early = attempt.give_back
@@ -318,8 +333,8 @@ class Resilience:
 
     `circuits` and `limiters` are policies of this application in addition to the decorators' ones.
 
-    A request that a limit of its view refuses gets back what the limits before it have taken, unless the application
-    answers with something other than an error.
+    A request that a limit of its view refuses gets back what the limits before it have taken, if the refusal is what is
+    answered, in whatever words, or the status is 429 or 503. Any other answer counts as a request that was served.
 
     The object holds no application: it may serve several. What belongs to one is in `app.extensions["resilience"]`.
     """
@@ -409,6 +424,13 @@ def current_application() -> Application:
     if application is None:
         raise RuntimeError(_NO_EXTENSION)
     return cast("Application", application)
+
+
+def _put_back(limiter: Limiting, subject: str) -> None:
+    """As `Attempt.give_back`: as if the call had not been made."""
+    if limiter.policies[0].own_cost:
+        limiter.policies[0].tally.allowed -= 1
+    limiter.refund(subject)
 
 
 def _named(key: object) -> str:

@@ -9,7 +9,8 @@ A charge says with its `floor` how many parts must be left: 0 for a plain one; l
 a debt to clear (a reservation); more, where something is to be left for others.
 
 Source of the algorithm: the token bucket of golang.org/x/time/rate (time is an argument, one function decides, a cancelled
-reservation gives its tokens back), with the rule of redis-cell that a denial writes nothing.
+reservation gives its tokens back), with the rule of redis-cell that a denial writes nothing: nothing but the time, where
+the clock went backwards.
 """
 
 from __future__ import annotations
@@ -259,8 +260,8 @@ class Decision(_Answer):
 def advance(limit: Limit, bucket: Bucket | None, now: int) -> tuple[int, int]:
     """The level and stamp of `bucket` at `now` (microseconds). A missing bucket is full.
 
-    A fraction of a tick is kept for later. A clock that went backwards adds nothing and loses nothing. A bucket that was
-    written under another rate keeps its whole tokens.
+    A fraction of a tick is kept for later. A clock that went backwards adds nothing and loses nothing: time counts again
+    from `now`, once that is stored. A bucket that was written under another rate keeps its whole tokens.
     """
     if bucket is None:
         return limit.capacity, now
@@ -280,10 +281,12 @@ def advance(limit: Limit, bucket: Bucket | None, now: int) -> tuple[int, int]:
 
 def decide(
     charges: Sequence[Charge], buckets: Sequence[Bucket | None], now: int
-) -> tuple[Decision, tuple[Bucket, ...] | None]:
+) -> tuple[Decision, tuple[Bucket | None, ...] | None]:
     """Decide all charges together at `now` (microseconds).
 
-    Returns the decision and the buckets to store, None when nothing is to be written (a denial, or a cost of 0).
+    Returns the decision and what is stored from now on, one for each charge; None when nothing is to be written (a denial,
+    or a cost of 0). A denial writes buckets from the future only, as after a clock that went backwards: they are stored
+    as they are at `now`, or they would gain nothing before the clock has caught up. The others are returned unchanged.
     """
     advanced = [advance(charge.limit, bucket, now) for charge, bucket in zip(charges, buckets, strict=True)]
     allowed = all(_fits(charge, level) for charge, (level, _) in zip(charges, advanced, strict=True))
@@ -293,6 +296,11 @@ def decide(
         for charge, (level, _), cost in zip(charges, advanced, spent, strict=True)
     )
     decision = Decision(allowed, quotas)
+    if not allowed and any(bucket is not None and bucket.stamp > now for bucket in buckets):
+        return decision, tuple(
+            Bucket(level, stamp, charge.limit.unit) if bucket is not None and bucket.stamp > now else bucket
+            for charge, bucket, (level, stamp) in zip(charges, buckets, advanced, strict=True)
+        )
     if not any(spent):
         return decision, None
     stored = tuple(

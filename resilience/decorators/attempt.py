@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 from resilience.core.limiter import Charge, Decision, Quota, Refund
 from resilience.decorators.claims import (
@@ -209,6 +209,11 @@ class Attempt:
         self.is_replaced = policy.answer(rejection)
         self._scope.refuse(rejection)
         return rejection
+
+    def replacement(self) -> Any:
+        """What takes the place of the result, once it has been refused."""
+        assert self._rejection is not None, "only a refused call is replaced"
+        return self._scope.replacement(self._rejection)
 
     def settle_later(self) -> bool:
         """Whether whoever makes the call need not `settle` it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from resilience.core.limiter import Limit
 from resilience.decorators.limiter import RateLimiter
 from resilience.decorators.policy import Policy
-from resilience.decorators.surface import Surface
+from resilience.decorators.surface import COMBINERS, Surface
 from resilience.decorators.tally import LimiterSnapshot
 from resilience.ports import LimitStorage
 
@@ -57,12 +57,17 @@ def all_of(*limiters: RateLimiter | CombinedLimiter) -> CombinedLimiter:
     call is made when all turns have come. A turn that came earlier is used then: where limits with different keys wait,
     starts under one may bunch by as much as another one held back.
 
+    Decorators directly on top of each other come to the same, unless one of them waits, smooths or has `deduct_when`.
+
     Raises `ValueError` if they are kept in different storages, decide differently while those are down, or share buckets.
     """
     members: list[RateLimiter] = []
     for limiter in limiters:
         members.extend(limiter.limiters if isinstance(limiter, CombinedLimiter) else (limiter,))
     return CombinedLimiter(*members)
+
+
+COMBINERS.append(all_of)  # decorators on top of each other are one, too
 
 
 def _check_together(policies: tuple[Policy, ...]) -> None:

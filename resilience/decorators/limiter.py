@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar, Unpack, cast
 
@@ -16,6 +15,7 @@ from resilience.decorators.policy import (
     Limits,
     Policy,
     checked_cost,
+    needs_arguments,
 )
 from resilience.decorators.surface import Surface, name_of
 from resilience.decorators.tally import LimiterSnapshot
@@ -38,9 +38,9 @@ class RateLimiter(Surface):
     `limits` is in the notation of the `limits` package ("100/second", "0.5/second", "10/second; 1000/hour"), a `Limit`, or
     several; or a callable without arguments that says them for each call, such as those of the caller's plan (None: this
     call is not limited). `burst` replaces every limit's bucket size. `key` says whose bucket, `cost` how many tokens (a
-    number from 0, or a callable without arguments), `storage` where buckets live (default: the current scope's). Two
-    limiters of one name on one storage share their buckets. `title` is the name that callers see in header fields
-    (default: `name`).
+    number from 0 to the smallest burst, or a callable without arguments), `storage` where buckets live (default: the
+    current scope's). Two limiters of one name on one storage share their buckets. `title` is the name that callers see in
+    header fields (default: `name`).
 
     Waiting. `wait` is how many seconds `acquire` may wait for its turn (default: none): turns are reserved in the order of
     asking, and whoever would have to wait longer is refused at once. `shape=True` smooths: calls that are admitted leave
@@ -271,9 +271,11 @@ def rate_limit(
 
     `name` defaults to the function's qualified name with its module, made unique where several functions or limits have
     the same. Functions that are given one name share its buckets. Usable before an application exists and outside
-    requests. The limiter itself is the attribute `limiter` of the decorated function.
+    requests. The limiter itself is the attribute `limiter` of the decorated function. Decorators directly on top of each
+    other are one decision, as of `all_of`, which `limiter` then is; see there for what cannot be decided at once. Those
+    that wait, smooth or have `deduct_when` stay apart.
     """
-    if callable(limits) and _parameters(limits):
+    if callable(limits) and needs_arguments(limits):
         raise TypeError(_NO_LIMIT)
     # What says the limits is made anew whenever a factory runs; its code is not.
     written = (
@@ -305,15 +307,3 @@ def shared_limit(limits: Limits, *, name: str, **options: Unpack[LimiterOptions]
 
 
 _NO_LIMIT = "rate_limit needs a limit: write @rate_limit('10/second')"
-
-
-def _parameters(function: Callable[..., Any]) -> bool:
-    """Whether `function` needs arguments: then it is what should have been decorated, not what says limits."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return any(
-        parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        for parameter in parameters
-    )

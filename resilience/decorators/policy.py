@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypedDict, get_args
@@ -26,6 +27,7 @@ __all__ = [
     "Terms",
     "checked_cost",
     "checked_wait",
+    "needs_arguments",
     "view_of",
 ]
 
@@ -217,6 +219,11 @@ class Policy:
         """The cost of a policy with a constant one."""
         # Seconds that a call may wait which does not say it: a smoothed one as long as the queue is.
         self._patience = self.wait if self.wait is not None else math.inf if shape else 0.0
+        if callable(limits) and needs_arguments(limits):
+            raise ValueError(
+                f"{limits!r} says no limits: it is called without arguments for each call, and needs some; "
+                "write one such as lambda: '10/second'"
+            )
         self._compiled = functools.lru_cache(maxsize=KEPT_TERMS)(self._compile)
         self._dynamic = limits if callable(limits) else None
         self._fixed = None if callable(limits) else self._compile(limits)
@@ -233,6 +240,11 @@ class Policy:
     def limits(self) -> tuple[Limit, ...]:
         """The limits; none where a callable says them for each call."""
         return () if self._fixed is None else self._fixed.limits
+
+    @property
+    def takes_at_once(self) -> bool:
+        """Whether a call takes its tokens when it comes, and goes on at once."""
+        return self.deduct_when is None and not self.wait and not self.shape
 
     def _plain_terms(self) -> Terms | None:
         special = (
@@ -350,6 +362,12 @@ class Policy:
         )
 
     def _refuse_contradictions(self) -> None:
+        smallest = min((limit.size for limit in self.limits), default=math.inf)
+        if self.own_cost is not None and self.own_cost > smallest:
+            raise ValueError(
+                f"cost={self.own_cost} is above the burst of {smallest}, so no call would ever pass: "
+                f"make it at most {smallest}, or the burst larger"
+            )
         if self.deduct_when is not None and (self.wait or self.shape):
             raise ValueError(
                 "deduct_when takes tokens after the call, so there is no turn to wait for: leave out wait and shape"
@@ -368,6 +386,18 @@ def view_of(storage: LimitStorage, mode: str | None) -> LimitStorage:
         return storage
     view: LimitStorage = deciding(mode)
     return view
+
+
+def needs_arguments(function: Callable[..., Any]) -> bool:
+    """Whether `function` cannot be called without arguments: then it is not what says limits."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(
+        parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        for parameter in parameters
+    )
 
 
 def checked_cost(cost: object) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from resilience.core.limiter import Decision
@@ -14,10 +15,19 @@ from resilience.decorators.attempt import Attempt
 from resilience.decorators.buckets import peek, refund, reset
 from resilience.decorators.policy import KeyLike, Policy, checked_wait
 
-__all__ = ["Surface", "name_of"]
+__all__ = ["COMBINERS", "Surface", "name_of"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+COMBINERS: list[Callable[..., Surface]] = []
+"""What makes one of several. It knows all that this module is below of, so it says itself that it is there."""
+
+_GUARDED: weakref.WeakKeyDictionary[Callable[..., Any], tuple[Surface, Callable[..., Any]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""By each decorated function: by what it is limited, and what it calls. An attribute would not do: other decorators copy
+those."""
 
 
 class Surface:
@@ -26,9 +36,10 @@ class Surface:
     policies: tuple[Policy, ...]
     """What decides, in order."""
 
-    def attempt(self, key: KeyLike | None = None, *, cost: int | None = None) -> Attempt:
+    def attempt(self, key: KeyLike | None = None, *, cost: int | None = None, wait: float | None = 0.0) -> Attempt:
         """As `try_acquire`, with all that can still be done: see why it is refused, give back what it took."""
-        attempt = Attempt(self.policies, key, cost, 0.0)
+        attempt = Attempt(self.policies, key, cost, wait)
+        attempt.wait()
         if not attempt.settle_later():
             attempt.settle_unseen()
         return attempt
@@ -92,14 +103,34 @@ class Surface:
         yield self.acquire(key, cost=cost, wait=wait)
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Guard `function`: every call takes first, and raises `RateLimited` when it may not be made."""
-        if inspect.iscoroutinefunction(function):
+        """Guard `function`: every call takes first, and raises `RateLimited` when it may not be made.
+
+        A function that is nothing but guarded by another limit is guarded by both at once, if they can be decided so.
+        """
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            kind = "a coroutine" if inspect.iscoroutinefunction(function) else "an async generator"
             raise TypeError(
-                f"{name_of(function)} is a coroutine function: call limiter.acquire() in it instead of decorating it"
+                f"{name_of(function)} is {kind} function: call limiter.acquire() in it instead of decorating it"
             )
-        limited = functools.wraps(function)(self._guarded(function))
-        limited.limiter = self  # type: ignore[attr-defined]  # lets callers reach the policy of a view
+        limiter, called = self._joined(function)
+        limited = functools.wraps(function)(limiter._guarded(called))  # noqa: SLF001  # one of its own kind
+        limited.limiter = limiter  # type: ignore[attr-defined]  # lets callers reach the policy of a view
+        _GUARDED[limited] = limiter, called
         return limited
+
+    def _joined(self, function: Callable[P, T]) -> tuple[Surface, Callable[P, T]]:
+        """What limits `function`, and what is to be called: with the limit that it has already, if both can be one."""
+        # What is no plain function is none of ours, and may have no hash.
+        known = _GUARDED.get(function) if isinstance(function, FunctionType) else None
+        if known is None:
+            return self, function
+        inner, called = known
+        if not all(policy.takes_at_once for policy in (*self.policies, *inner.policies)):
+            return self, function
+        try:
+            return COMBINERS[0](self, inner), called
+        except ValueError:
+            return self, function  # kept elsewhere, say: each decides for itself, this one first
 
     def _guarded(self, function: Callable[P, T]) -> Callable[P, T]:
         def limited(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -107,7 +138,7 @@ class Surface:
             if not attempt.decision.allowed:
                 rejection = attempt.refuse()
                 if attempt.is_replaced:
-                    return rejection.response  # type: ignore[no-any-return]  # what on_breach gives in place of a result
+                    return attempt.replacement()  # type: ignore[no-any-return]  # what on_breach gives in place of a result
                 raise rejection
             settled = attempt.settle_later()
             result = function(*args, **kwargs)

@@ -107,6 +107,7 @@ class Carrier:
             line = self._new_line()
             line.beside = beside
             line.native = self._home
+            _LINES.add(line)
             if not beside and threading.get_native_id() != self._home:
                 return line  # never to be started: this is no place for a greenlet to live
             self._line = line
@@ -118,12 +119,10 @@ class Carrier:
 
     def forget(self) -> None:
         """In a forked child: the thread is the parent's, and so is the connection."""
-        line, self._line, self._opening = self._line, None, threading.Lock()
+        self._line, self._opening = None, threading.Lock()
         self._home = threading.get_native_id()
         if self._finalizer is not None:
             self._finalizer.detach()
-        if line is not None:
-            line.leave_to_parent()
 
 
 def _threads_run_beside() -> bool:
@@ -136,11 +135,15 @@ def _threads_run_beside() -> bool:
 
 
 _CARRIERS: weakref.WeakSet[Carrier] = weakref.WeakSet()
+_LINES: weakref.WeakSet[Line] = weakref.WeakSet()
+"""Also those whose carrier was closed, or is gone, and that have answers to come."""
 
 
 def _after_fork() -> None:
     for carrier in list(_CARRIERS):
         carrier.forget()
+    for line in list(_LINES):
+        line.leave_to_parent()
 
 
 if hasattr(os, "register_at_fork"):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 import re
+import reprlib
 import socket
 import ssl
 import threading
@@ -44,7 +45,9 @@ _TROUBLE = (OSError, redis.RedisError, hiredis.HiredisError, StorageUnavailable)
 _NOTHING_YET = (TimeoutError, BlockingIOError, ssl.SSLWantReadError)
 # Not here any more, or not yet: another connection may lead to a server that can.
 _ELSEWHERE = re.compile(r"\b(READONLY|LOADING|MASTERDOWN|NOAUTH)\b")
-_REDIRECTION = re.compile(r"(?P<code>MOVED|ASK) \d+ (?P<host>\S*):(?P<port>\d+)$")
+# What only a node of a cluster says.
+_SLOTS = re.compile(r"(MOVED|ASK|TRYAGAIN|CROSSSLOT)\b")
+_REDIRECTION = re.compile(r"(?P<code>MOVED|ASK) \d+ (?P<host>\S*):(?P<port>\d{1,5})$")
 _CLOSED = ConnectionError("the connection was closed")
 
 
@@ -93,13 +96,17 @@ class Line:
         self._patience = 0.0  # the socket's timeout: setting it is a system call
         self._used = 0.0
         self._reader: hiredis.Reader
+        # What fails without being sent fails with this one. Made in advance: it may be for want of memory.
+        self._spare = Call(self)
 
     def start(self) -> None:
         """Start the thread. Raises `RuntimeError` when there cannot be one."""
         try:
             threading.Thread(target=self._run, name="seawall-carrier", daemon=True).start()
-        except BaseException:
+        except BaseException:  # nobody looks after a thread that was not seen to start; if it did, it ends
+            self._stopped = True
             self._end()
+            self._passed.put(None)
             raise
 
     def stop(self) -> None:
@@ -124,7 +131,7 @@ class Line:
             return
         try:
             self._converse(question.bunch)
-        except _TROUBLE as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is no decision; it is the cause of what is raised
             self._fail(error)
         except BaseException:
             self._fail(ConnectionError("its reader was interrupted"))
@@ -140,14 +147,14 @@ class Line:
             connection.connect()  # type: ignore[no-untyped-call]
             self._adopt(connection)
             self._converse(question.bunch)
-        except _TROUBLE as error:
+        except Exception as error:  # noqa: BLE001  # as in `speak`
             self._fail(error)
         except BaseException:
             self._fail(ConnectionError("its reader was interrupted"))
             raise
         finally:
-            self._drop()
             self.ended = True
+            self._drop()
 
     def leave_to_parent(self) -> None:
         """In a forked child: never to touch the parent's connection again.
@@ -190,10 +197,12 @@ class Line:
             self._refuse_waiting(_CLOSED)
 
     def _return(self, question: Question) -> None:
+        assert question.bunch is not None
+        seconds = time.monotonic() - question.bunch.asked + self._timeout  # the refund is under way for so long at most
         returned = [
             (key, back)
             for key, terms, level in zip(question.keys, question.terms, question.levels, strict=True)
-            if (back := returned_terms(terms, level)) is not None
+            if (back := returned_terms(terms, level, seconds)) is not None
         ]
         if returned:
             self.send(Question([key for key, _ in returned], [back for _, back in returned]))
@@ -220,19 +229,23 @@ class Line:
                     self._converse(None)
                 except _TROUBLE as error:
                     if self._left:
-                        threading.Event().wait()  # for ever: the parent goes on with this, and with those who wait for it
+                        return
                     self._fail(error)
                 if self._stopped:
                     return
                 self._yield_floor()
         finally:
+            if self._left:
+                threading.Event().wait()  # for ever: the parent goes on with this, and with those who wait for it
             self._end()
 
     def _end(self) -> None:
         self.ended = True
-        self._fail(_CLOSED)
-        if self._attempt is not None:
-            self._attempt.give_up()
+        try:
+            self._fail(_CLOSED)
+        finally:
+            if self._attempt is not None:
+                self._attempt.give_up()
 
     # What whoever has the floor does.
 
@@ -257,19 +270,22 @@ class Line:
         under_way = sum(len(call.keys) for call in self._under_way)
         most = min(max(_BUNCH, (waiting + under_way + 1) // 2), _MOST)
         calls: dict[Hashable, Call] = {}
-        collected = 0
-        while self._waiting and collected + len(self._waiting[0].questions) // 2 < most:  # to the nearest bunch
+        collected = steps = 0
+        # To the nearest bunch. A question may have very many steps.
+        while self._waiting and collected + len(self._waiting[0].questions) // 2 < most and steps < _MOST:
             bunch = self._waiting.popleft()
             bunch.sealed = True
             collected += len(bunch.questions)
             if self._together is None:
-                self._collect_bunch(bunch, self._call_for(bunch, calls, None))
+                steps += self._collect_bunch(bunch, self._call_for(bunch, calls, None))
             else:
-                self._collect_groups(bunch, calls, self._together)
+                steps += self._collect_groups(bunch, calls, self._together)
         return list(calls.values())
 
-    def _collect_bunch(self, bunch: Bunch, call: Call) -> None:
+    def _collect_bunch(self, bunch: Bunch, call: Call) -> int:
+        """Returns how many steps that were."""
         keys, terms = call.keys, call.terms
+        before = len(keys)
         take = bunch.questions.popleft
         with contextlib.suppress(IndexError):
             while True:
@@ -279,10 +295,12 @@ class Line:
                     question.place = len(keys)
                     keys += question.keys
                     terms += question.terms
+        return len(keys) - before
 
     def _collect_groups(
         self, bunch: Bunch, calls: dict[Hashable, Call], together: Callable[[Question], Hashable]
-    ) -> None:
+    ) -> int:
+        steps = 0
         collected: list[Question] = []
         with contextlib.suppress(IndexError):
             while True:
@@ -301,6 +319,8 @@ class Line:
                 question.place = len(call.keys)
                 call.keys += question.keys
                 call.terms += question.terms
+                steps += len(question.keys)
+        return steps
 
     def _call_for(self, bunch: Bunch, calls: dict[Hashable, Call], group: Hashable, *, asking: bool = False) -> Call:
         call = calls.get(group)
@@ -377,13 +397,16 @@ class Line:
         if call.last:
             call.last = False
             self._writes -= 1
-        if type(reply) is list and len(reply) == len(call.keys) + 1:
+        if _is_decision(reply, len(call.keys)):
             call.reply = reply
             call.finish()
             if call.abandoned:
                 self.return_abandoned(call)
-        else:
+        elif isinstance(reply, hiredis.ReplyError):
             self._refused(call, str(reply))
+        else:
+            self._under_way.appendleft(call)
+            raise ConnectionError(f"this is no answer of the script: {reprlib.repr(reply)}")
 
     def _refused(self, call: Call, message: str) -> None:
         if message.startswith("NOSCRIPT") and not call.whole:
@@ -391,36 +414,43 @@ class Line:
             self._under_way.append(call)
             self._write([call])
             return
-        elsewhere = _REDIRECTION.match(message)
+        # Where there is one server only, nobody could follow.
+        elsewhere = None if self._together is None else _REDIRECTION.match(message)
         if elsewhere is not None:
             call.error = Redirected(elsewhere["host"], int(elsewhere["port"]), elsewhere["code"] == "ASK")
-        elif message.startswith("TRYAGAIN"):
+        elif self._together is not None and message.startswith("TRYAGAIN"):
             call.error = AskAlone()
         else:
             if _ELSEWHERE.search(message):
                 self._under_way.appendleft(call)
                 raise redis.ConnectionError(message)
+            if self._together is None and _SLOTS.match(message):
+                message += " (this is a node of a cluster: name it as redis+cluster://)"
             call.error = redis.ResponseError(message)
         call.finish()
 
     def _fail(self, error: Exception) -> None:
         """Fail everything under way and everything that waits; not what those ask then whose questions have failed."""
-        self._drop()
-        self._writes = 0
-        failed = [*self._under_way, self._collect_waiting()]
-        self._under_way.clear()
-        for call in failed:
-            call.error = error
-            call.finish()
+        try:
+            self._drop()
+        finally:
+            self._writes = 0
+            self._collect_waiting(self._spare)
+            self._under_way.append(self._spare)
+            while self._under_way:
+                call = self._under_way.popleft()
+                call.error = error
+                call.finish()
+            self._spare = Call(self)
 
     def _refuse_waiting(self, error: Exception) -> None:
-        refused = self._collect_waiting()
+        refused = Call(self)
+        self._collect_waiting(refused)
         refused.error = error
         refused.finish()
 
-    def _collect_waiting(self) -> Call:
-        """Everything that waits, in a call that is never made."""
-        call = Call(self)
+    def _collect_waiting(self, call: Call) -> None:
+        """Put everything that waits in a call that is never made."""
         with contextlib.suppress(IndexError):
             while True:
                 bunch = self._waiting.popleft()
@@ -428,7 +458,6 @@ class Line:
                 bunch.calls += 1
                 call.bunches.append(bunch)
                 self._collect_bunch(bunch, call)
-        return call
 
     # Connections.
 
@@ -481,6 +510,17 @@ class Line:
             connection.disconnect()  # type: ignore[no-untyped-call]
 
 
+def _is_decision(reply: Any, steps: int) -> bool:
+    """Whether the reply has a flag and a level for every step. For every call: it takes 10 ns a step."""
+    if type(reply) is not list or len(reply) != steps + 1 or type(reply[0]) is not bytes or len(reply[0]) != steps:
+        return False
+    try:
+        sum(reply[1:])
+    except TypeError:  # one is no number
+        return False
+    return True
+
+
 def _socket_of(connection: AbstractConnection) -> socket.socket | None:
     """Read from here and not by redis-py, whose parser cannot be interrupted and go on."""
     return connection._sock  # noqa: SLF001
@@ -515,6 +555,8 @@ class _Attempt:
             self.connection = connection
         except _TROUBLE as error:
             self.error = error
+        except Exception as error:  # noqa: BLE001  # UnicodeError for the name of a host; redis-py's of its options
+            self.error = ConnectionError(f"{type(error).__name__}: {error}")
         finally:
             if os.getpid() != self._process:
                 # The copy in a forked child, under greenlets: the connection is the parent's, and threading would complain

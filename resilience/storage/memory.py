@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from resilience.clock import SYSTEM_CLOCK
 from resilience.core.limiter import LARGEST, Bucket, Charge, Decision, Limit, Refund, advance, give_back
+from resilience.errors import StorageBusy
 from resilience.ports import Clock, Taker
 from resilience.storage.wrapping import forget_after_fork
 
 __all__ = ["MemoryStorage"]
+
+_PATIENCE = 1.0
+"""Seconds to wait for a turn that lasts microseconds."""
+_TRIES = 200
+"""So often at least the turn is asked for, whatever the clock says: the process may have been stopped meanwhile."""
 
 # A named tuple's own constructor takes twice as long as the tuple's.
 _new = tuple.__new__
@@ -29,6 +36,9 @@ class MemoryStorage:
     At most `size` buckets are kept, those used last: a flood of random keys costs a bounded amount of memory (300 to
     500 bytes a bucket) and forgets the callers that have been silent longest, of whichever limit: give one that must not
     be forgotten a storage of its own. Each process counts for itself: with N workers a caller gets up to N times the limit.
+
+    Nothing is waited for but another thread's arithmetic. Asked by a signal handler, or by a `__del__` that the collector
+    runs, in the middle of the same thread's decision, it raises `StorageBusy`.
     """
 
     uri = "memory://"
@@ -78,7 +88,7 @@ class MemoryStorage:
                     level, stamp, written = bucket
                     ticks = moment - stamp
                     if ticks < 0 or written != unit or level < deepest:
-                        level, stamp = advance(limit, Bucket(level, stamp, written), moment)
+                        level, stamp = _advance_rarely(limit, bucket, moment, spent)
                     else:
                         if tick != 1:
                             ticks //= tick
@@ -159,14 +169,20 @@ class MemoryStorage:
                     buckets[key] = [level, stamps[index], limit.unit]
             while len(buckets) > self._size:
                 buckets.popitem(last=False)
+        else:
+            for (key, limit, _, _), (_, level, _, _) in zip(asked, quotas, strict=True):
+                bucket = buckets.get(key)
+                if bucket is not None and bucket[1] > now:
+                    bucket[:] = level, now, limit.unit  # the clock went backwards: time counts again from here
         return allowed, tuple(quotas)
 
     def give_back(self, refunds: Sequence[Refund]) -> None:
         """Give tokens back, or fill buckets."""
+        turn = self._turn
         try:
-            del self._turn[0]
+            del turn[0]
         except IndexError:
-            _await(self._turn)
+            _await(turn)
         try:
             buckets = self._buckets
             now = self._clock.microseconds()
@@ -179,7 +195,7 @@ class MemoryStorage:
                 else:
                     buckets[key] = list(returned)
         finally:
-            self._turn.append(None)
+            turn.append(None)
 
     def close(self) -> None:
         """Nothing to give back; the buckets stay."""
@@ -198,12 +214,44 @@ def _advance(limit: Limit, bucket: list[int], now: int) -> tuple[int, int]:
     return min(limit.capacity, level), now
 
 
+def _advance_rarely(limit: Limit, bucket: list[int], now: int, spent: int) -> tuple[int, int]:
+    """`core.limiter.advance` for the bucket of a charge of `spent` parts.
+
+    After a clock went backwards the bucket is stored as it is now: what is granted is stored anyway, and for a denial time
+    counts again from here.
+    """
+    level, stamp = advance(limit, Bucket(*bucket), now)
+    if spent and bucket[1] > now:
+        bucket[:] = level, stamp, limit.unit
+    return level, stamp
+
+
 def _await(turn: list[None]) -> None:
-    """Take the turn when the thread that has it has done its sums."""
-    while True:
-        time.sleep(0)
+    """Take the turn when the thread that has it has done its sums.
+
+    If that is this very thread, interrupted by who asks now, it never will: raises `StorageBusy`.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    tries = 0
+    while tries < _TRIES or (time.monotonic() < deadline and not _is_interrupted(turn)):
+        time.sleep(0 if tries < _TRIES else 0.001)
+        tries += 1
         try:
             del turn[0]
         except IndexError:
             continue
         return
+    raise StorageBusy(
+        "memory:// was asked from within a decision of the same thread, which cannot go on meanwhile. "
+        "Do not rate limit in signal handlers or in __del__"
+    )
+
+
+def _is_interrupted(turn: list[None]) -> bool:
+    """Whether one of the decisions that this thread is in the middle of is about this turn, but for the one that asks."""
+    frame = sys._getframe(2).f_back  # noqa: SLF001  # CPython and PyPy have it; without the asker's own frame
+    while frame is not None:
+        if frame.f_code.co_filename == __file__ and frame.f_locals.get("turn") is turn:
+            return True
+        frame = frame.f_back
+    return False

@@ -7,7 +7,8 @@ kernel drops those as well.
 Rules of this file: only tries are made, never a call that blocks, and between tries `sleep` lets other greenlets run.
 Nothing sleeps or logs while it holds a lock, also not for another one. A signal handler may raise after any call, also
 after the one that took a lock and before its answer is known: whoever asks for a lock abandons it on every exception,
-which is harmless for one that is not held, since locks know their holder.
+which is harmless for one that is not held, since locks know their holder. They know it by its number, which a thread of
+another container may share: so what is known to be somebody else's is not abandoned.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ Handle = Any
 """What names a lock to its own kind: a reference for C, or a number."""
 
 NOT_TAKEN: Final = (errno.EBUSY, errno.EDEADLK)
-"""The answers of a try after which the lock is certainly not this call's."""
+"""The answers of a try after which the lock is certainly not this call's. Which one it is tells little: threads of two
+containers that share the memory may have the same number, and then each takes the other's lock for its own."""
 
 PATIENCE: Final = 0.004
 """Seconds to wait for a lock whose holder stands still; with the last pause it comes to less than 5 ms."""
 
-LONGEST: Final = 0.05
-"""Seconds to wait for a lock whose holder runs or waits for a processor: a machine with more to do than it can."""
+LONGEST: Final = 0.25
+"""Seconds to wait for a lock whose holder runs, waits for a processor (a machine with more to do than it can) or cannot be
+seen (of another container)."""
 
 _TRIES: Final = 40  # in a row, some ten microseconds: a holder that runs needs one or two
 _TRIES_AFTER_PAUSE: Final = 10
@@ -72,7 +75,8 @@ class Locks(Protocol):
 
     @property
     def try_lock(self) -> Callable[[Handle], int]:
-        """Takes the lock if it is free. EBUSY: it is not. EDEADLK: this thread has it. EOWNERDEAD: taken from a dead one."""
+        """Takes the lock if it is free. EBUSY, EDEADLK: it is not (EDEADLK: one with this thread's number has it).
+        EOWNERDEAD: taken from a dead one."""
 
     @property
     def unlock(self) -> Callable[[Handle], int]:
@@ -88,8 +92,8 @@ class Locks(Protocol):
     def holder(self, handle: Handle) -> int:
         """The thread that holds the lock, by the kernel's number; 0 for nobody, or where it cannot be told."""
 
-    def stands_still(self, handle: Handle) -> bool:
-        """Whether the holder is stopped, or may be; one that runs or waits for a processor is not."""
+    def stands_still(self, handle: Handle) -> bool | None:
+        """Whether the holder is stopped; one that runs or waits for a processor is not. None: it cannot be told."""
 
 
 class _Mutex(ctypes.Structure):
@@ -143,17 +147,19 @@ class RobustMutexes:
         word: int = self._mutexes[handle].word
         return word & _HOLDER_MASK
 
-    def stands_still(self, handle: Handle) -> bool:
-        """Whether the holder is stopped, or cannot be seen from here."""
+    def stands_still(self, handle: Handle) -> bool | None:
+        """Whether the holder is stopped. None where it is not seen from here, or has this thread's own number."""
         holder = self.holder(handle)
+        if holder == threading.get_native_id():
+            return None  # a signal handler in the middle of a decision, or another container's thread of that number
         return holder != 0 and _is_stopped(holder)
 
 
-def _is_stopped(thread: int) -> bool:
+def _is_stopped(thread: int) -> bool | None:
     try:
         status = Path(f"/proc/{thread}/stat").read_bytes()
     except OSError:
-        return True  # of another container, it may be: nothing is known of it
+        return None  # of another container, it may be, or gone by now
     return status[status.rindex(b")") + 2 :][:1] in (b"T", b"t")
 
 
@@ -222,10 +228,12 @@ class RecordLocks:
         kind, _, _, _, process = _RECORD_LOCK.unpack(fcntl.fcntl(self._descriptor, fcntl.F_GETLK, question))
         return 0 if kind == fcntl.F_UNLCK else int(process)
 
-    def stands_still(self, handle: int) -> bool:
-        """Whether the holder is stopped, or cannot be seen from here."""
+    def stands_still(self, handle: int) -> bool | None:
+        """Whether the holder is stopped. None where it cannot be told."""
         holder = self.holder(handle)
-        return _is_stopped(holder) if holder else sys.platform != "linux"
+        if holder:
+            return _is_stopped(holder)
+        return False if sys.platform == "linux" else None
 
 
 _RECORD_LOCK: Final = struct.Struct("hhqqi4x")  # struct flock of Linux
@@ -275,8 +283,15 @@ class Stripes:
         Raises `StorageBusy` when it was not to be had in time, and `StorageUnavailable` when the lock is broken.
         """
         if status == errno.EBUSY:
-            status = self._try(handle, _TRIES)
-        if status == errno.EBUSY:
+            try:
+                status = self._try(handle, _TRIES)
+                if not status:
+                    self._forget_stalls((handle,))
+            except BaseException:
+                # It was somebody else's, so if it is this thread's now, then by a try whose answer was not heard.
+                self._locks.abandon(handle)
+                raise
+        if status in NOT_TAKEN:
             self.take_all((handle,))
             return 0
         if status == errno.EOWNERDEAD:
@@ -300,9 +315,12 @@ class Stripes:
             if blocked is None:
                 return
             waited = SYSTEM_CLOCK.seconds() - started
-            if waited >= LONGEST or (waited >= PATIENCE and self._locks.stands_still(blocked)):
-                self._remember(blocked)
-                raise self._busy()
+            if waited >= PATIENCE:
+                stands_still = self._locks.stands_still(blocked)
+                if stands_still or (waited >= LONGEST and stands_still is None):
+                    self._remember(blocked)
+                if stands_still or waited >= LONGEST:
+                    raise self._busy()
 
     def leave_all(self, handles: Sequence[Handle]) -> None:
         """Leave the locks that `take_all` took."""
@@ -342,9 +360,10 @@ class Stripes:
             status = self.try_lock(handle)
             if status == errno.EOWNERDEAD:
                 return self._locks.mend(handle)
-            if status != errno.EBUSY:
+            if status not in NOT_TAKEN:
                 break
-        return status
+        # A lock that seems to be this thread's own may be that of one with the same number in another container.
+        return errno.EBUSY if status == errno.EDEADLK else status
 
     def _is_known_to_stand_still(self, handle: Handle) -> bool:
         stall = self._stalls.get(handle)
@@ -355,7 +374,10 @@ class Stripes:
             return True
         # One caller looks again, the others rely meanwhile on what was seen.
         self._stalls[handle] = _Stall(stall.holder, now + _MEMORY)
-        return stall.holder != 0 and self._locks.stands_still(handle)
+        if stall.holder != 0 and self._locks.stands_still(handle) is not False:
+            return True
+        self._forget_stalls((handle,))
+        return False
 
     def _forget_stalls(self, handles: Sequence[Handle]) -> None:
         if self._stalls:
@@ -377,13 +399,12 @@ class Stripes:
         )
 
     def _busy(self) -> StorageBusy:
-        return StorageBusy(f"{self._title}: another process holds the bucket's lock and does not go on")
+        return StorageBusy(
+            f"{self._title}: another process holds the bucket's lock and does not go on, or a signal handler asks in the "
+            "middle of a decision"
+        )
 
     def _error(self, status: int) -> StorageUnavailable:
-        if status == errno.EDEADLK:
-            return StorageBusy(
-                f"{self._title}: asked in the middle of a decision of the same thread, by a signal handler"
-            )
         return StorageUnavailable(
             f"{self._title}: a lock is broken ({os.strerror(status)}): stop its users and remove the file"
         )

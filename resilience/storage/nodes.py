@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +13,7 @@ from redis.connection import AbstractConnection
 
 from resilience.storage.redis import connection_options
 
-__all__ = ["TROUBLE", "Address", "Connect", "asked", "connector", "exchange"]
+__all__ = ["TROUBLE", "Address", "Connect", "asked", "connector", "exchange", "stay_in_copy"]
 
 Address = tuple[str, int]
 """Host and port of a server."""
@@ -47,3 +49,13 @@ def asked(connect: Connect, address: Address, *commands: tuple[str, ...]) -> lis
         return [exchange(connection, *command) for command in commands]
     finally:
         connection.disconnect()
+
+
+def stay_in_copy(process: int) -> None:
+    """The end of a thread of that process: not to be reached by a copy of it.
+
+    Under greenlets a forked child has copies of its parent's. As a thread such a one is not known there, and would be
+    complained about if it ended.
+    """
+    if os.getpid() != process:
+        threading.Event().wait()

@@ -9,10 +9,10 @@ from resilience.core.limiter import Charge, Refund
 from resilience.errors import StorageUnavailable
 from resilience.storage.carrier import Question
 from resilience.storage.nodes import Address
-from resilience.storage.script import charge_terms, refund_terms
+from resilience.storage.script import charge_terms, refund_terms, returned_terms
 from resilience.storage.slots import slot_of
 
-__all__ = ["Asked", "Part", "Step", "group_of", "parts_to_return"]
+__all__ = ["Asked", "Part", "Step", "group_of"]
 
 
 class Asked(Question):
@@ -78,25 +78,13 @@ class Part:
     def returned(self, seconds: float) -> Question | None:
         """The refund of what it took at most so many seconds ago; None when that comes to nothing."""
         back = [
-            (step.key, refund_terms(charge.limit, parts, level if charge.floor < 0 else None))
-            for step, level in zip(self.steps, self.question.levels, strict=True)
-            if isinstance(charge := step.item, Charge) and (parts := parts_to_return(charge, level, seconds)) > 0
+            (key, terms)
+            for key, charged, level in zip(self.keys, self.question.terms, self.question.levels, strict=True)
+            if (terms := returned_terms(charged, level, seconds)) is not None
         ]
         if not back:
             return None
         return Asked([key for key, _ in back], [terms for _, terms in back], self.slot, asking=self.asking)
-
-
-def parts_to_return(charge: Charge, level: int, seconds: float) -> int:
-    """The parts of a charge that may be given back: it left `level` parts, at most so many seconds ago.
-
-    Without the charge, a bucket that was nearly full would have been full by now, and have gained nothing from then on: so
-    much the bucket did gain because of the charge, and whoever came next may have taken it.
-    """
-    limit = charge.limit
-    taken = charge.cost * limit.unit
-    gained = (int(seconds * 1_000_000) // limit.tick + 1) * limit.refill
-    return taken - max(0, level + taken + gained - limit.capacity)
 
 
 def _terms(item: Charge | Refund, *, more: bool) -> bytes:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import redis
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, Connection, parse_url
 from redis.retry import Retry
@@ -142,9 +143,17 @@ class RedisStorage:
 
     def give_back(self, refunds: Sequence[Refund]) -> None:
         """Give tokens back, or fill buckets. Raises `StorageUnavailable` when that could not be had in time."""
-        if not refunds:
+        if 0 < len(refunds) <= _MOST_CHARGES:
+            self._carrier.ask(refunds_question(self._keys, refunds))
             return
-        self._carrier.ask(refunds_question(self._keys, refunds))
+        questions = [
+            refunds_question(self._keys, refunds[first : first + _MOST_CHARGES])
+            for first in range(0, len(refunds), _MOST_CHARGES)
+        ]
+        for question in questions:
+            self._carrier.send(question)
+        for question in questions:
+            question.wait()
 
     def close(self) -> None:
         """Close the connection. The next decision opens a new one."""
@@ -196,6 +205,10 @@ def connection_options(uri: str, *, timeout: float) -> tuple[type[AbstractConnec
         "protocol": 2,  # nothing but answers: no notifications in between
         "health_check_interval": 0,
     }
+    try:
+        kind(**options)  # connects nowhere yet, and says what it does not know
+    except (TypeError, ValueError, redis.RedisError) as error:
+        raise ValueError(f"{uri.partition('://')[0]}:// with an option that redis-py does not take: {error}") from None
     return kind, options
 
 

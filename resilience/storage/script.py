@@ -48,17 +48,22 @@ def refund_terms(limit: Limit, parts: int | None, expected: int | None = None) -
     return _terms(b"r", limit, b"%b %b" % (amount, bound))
 
 
-def returned_terms(terms: bytes, level: int) -> bytes | None:
-    """The terms of the refund that takes a charge back, None for what takes nothing.
+def returned_terms(terms: bytes, level: int, seconds: float) -> bytes | None:
+    """The terms of the refund that takes a charge back, None for what takes nothing, and where nothing may come back.
 
-    `level` is what the charge has left. One that was made in advance (a reservation) is taken back only if nobody came
-    after it and counts on its going first.
+    The charge left `level` parts, at most so many `seconds` before the refund. Without it a bucket that was nearly full would
+    be full by then, and have gained nothing from then on: so much it did gain because of the charge, whoever came next may
+    have taken it, and the refund is that much smaller. A charge that was made in advance (a reservation) is taken back only
+    if nobody came after it and counts on its going first.
     """
-    kind, capacity, refill, unit, tick, amount, floor = terms.split(b"\r\n")[1].split(b" ")
-    if kind == b"r" or amount == b"0":
+    kind, *numbers, floor = terms.split(b"\r\n")[1].split(b" ")
+    capacity, refill, unit, tick, taken = map(int, numbers) if kind != b"r" else (0, 0, 0, 1, 0)
+    gained = (int(seconds * 1_000_000) // tick + 1) * refill
+    back = taken - max(0, level + taken + gained - capacity)
+    if back <= 0:
         return None
     bound = b"%d" % level if floor.startswith(b"-") else b"-"
-    return bulk(b" ".join((b"r", capacity, refill, unit, tick, amount, bound)))
+    return bulk(b"r %d %d %d %d %d %b" % (capacity, refill, unit, tick, back, bound))
 
 
 def _terms(kind: bytes, limit: Limit, rest: bytes) -> bytes:

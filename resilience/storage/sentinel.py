@@ -20,7 +20,7 @@ from resilience.errors import StorageUnavailable
 from resilience.ports import Clock
 from resilience.storage.carrier import Carrier
 from resilience.storage.forms import Servers, parse_servers, wrong_address
-from resilience.storage.nodes import TROUBLE, Address, asked, connector, exchange
+from resilience.storage.nodes import TROUBLE, Address, asked, connector, exchange, stay_in_copy
 from resilience.storage.redis import RedisStorage
 
 __all__ = ["RedisSentinelStorage"]
@@ -155,7 +155,7 @@ class _Primary:
         # A thread does not survive a fork: the child's first connection starts its own.
         if self._watcher is None or not self._watcher.is_alive():
             self._stopped = stopped = threading.Event()
-            arguments = (weakref.ref(self), stopped)
+            arguments = (weakref.ref(self), stopped, os.getpid())
             self._watcher = threading.Thread(target=_keep_looking, args=arguments, name="seawall-sentinel", daemon=True)
             self._watcher.start()
 
@@ -181,13 +181,16 @@ def _nobody() -> None:
     """Whom to tell, before there is somebody."""
 
 
-def _keep_looking(reference: weakref.ref[_Primary], stopped: threading.Event) -> None:
-    while not stopped.wait(_LOOK_EVERY):
-        primary = reference()
-        if primary is None:
-            return
-        primary.look()
-        del primary
+def _keep_looking(reference: weakref.ref[_Primary], stopped: threading.Event, process: int) -> None:
+    try:
+        while not stopped.wait(_LOOK_EVERY) and os.getpid() == process:
+            primary = reference()
+            if primary is None:
+                return
+            primary.look()
+            del primary
+    finally:
+        stay_in_copy(process)
 
 
 def _path(servers: Servers) -> tuple[str, int]:

@@ -57,9 +57,10 @@ class SharedMemoryStorage:
 
     The file is opened, or made, by the first decision. `StorageUnavailable` says why it cannot be, and what to do.
     `StorageBusy` says that a process which stands still (stopped by a signal, say) holds the lock of the bucket, which is
-    one of 64: after 5 ms at most, and at once for those who ask next; it says so after 50 ms where the holder runs, but
-    the machine has too much to do. A process that is killed, at any instant, leaves every bucket whole and every lock
-    free.
+    one of 64: after 5 ms at most, and at once for those who ask next. It says so after a quarter of a second where the
+    holder runs but the machine has too much to do, where it cannot be seen because it is of another container, and to a
+    signal handler that asks in the middle of a decision. A process that is killed, at any instant, leaves every bucket
+    whole and every lock free.
 
     A bucket lives in one of 16 places, chosen by its key. Where all of these are taken, the bucket nearest to full makes
     room: a flood of keys displaces itself, not those who have used up their limit. With half as many buckets as there is
@@ -195,8 +196,12 @@ def _decide(table: Table, charges: Sequence[Charge], homes: Sequence[_Home], now
     allowed = True
     quotas: list[_Numbers] = []
     stamps: list[int] = []
-    for (_, _, limit, cost, floor, _), (_, row, key) in zip(charges, homes, strict=True):
-        level, stamp = advance(limit, table.read(row, table.find(row, key)), now)
+    early: list[int] = []  # those for which the clock went backwards
+    for index, ((_, _, limit, cost, floor, _), (_, row, key)) in enumerate(zip(charges, homes, strict=True)):
+        bucket = table.read(row, table.find(row, key))
+        if bucket is not None and bucket[1] > now:
+            early.append(index)
+        level, stamp = advance(limit, bucket, now)
         spent = cost * limit.unit
         if spent and (level - spent < floor or spent > limit.capacity):
             allowed = False
@@ -210,6 +215,11 @@ def _decide(table: Table, charges: Sequence[Charge], homes: Sequence[_Home], now
                 quotas[index] = (limit, level, cost, floor)
                 # Found again for each: to make room for the one before may have displaced this one.
                 table.write(row, table.find(row, key), key, limit, level, stamps[index])
+    else:
+        for index in early:
+            limit, level, _, _ = quotas[index]
+            _, row, key = homes[index]
+            table.write(row, table.find(row, key), key, limit, level, now)
     return _new(Decision, (allowed, tuple(quotas)))
 
 

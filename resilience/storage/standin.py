@@ -6,6 +6,7 @@ import copy
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from resilience.clock import SYSTEM_CLOCK
@@ -13,7 +14,7 @@ from resilience.core.limiter import Charge, Decision, Limit, Quota, Refund
 from resilience.errors import StorageBusy, StorageUnavailable
 from resilience.ports import Clock, LimitStorage, Taker
 from resilience.storage.memory import MemoryStorage
-from resilience.storage.share import Share, ShareStorage
+from resilience.storage.share import PerLimit, Share, ShareStorage
 from resilience.storage.wrapping import Attendant, ask_whether_it_takes, forget_after_fork, taker_of
 
 __all__ = ["OnStoreFailure", "StandInSnapshot", "StandInStorage"]
@@ -28,6 +29,9 @@ _PAUSE = 0.5
 _RELAPSE = 10.0
 _STEADY = 0.75
 _DENIED_FOR = 1.0
+
+_FAILURES = (StorageUnavailable, OSError)
+"""No answer of the primary's. The second is one that it should have chained."""
 
 _new = tuple.__new__
 
@@ -57,10 +61,13 @@ class StandInStorage:
     so that a flapping one is left and taken up at most once a second. Every change is logged once, and counted.
 
     `on_store_failure` says how the stand-in decides: "local" enforces the same limits in this process, divided by
-    `workers`, the number of processes that share them; "allow" allows all, "deny" refuses all with a retry after a second.
-    Its quotas name the limits that it enforces. `deciding` gives a limiter another way.
+    `workers`, the number of processes that share them (`ShareStorage` says what these admit together); "allow" allows all,
+    "deny" refuses all with a retry after a second. `deciding` gives a limiter another way.
 
-    `StorageBusy` concerns the one caller that it is raised for: the stand-in decides, the primary stays in use.
+    Its quotas name limits of its own, those that it enforces: a refund that names one goes where the tokens were taken.
+
+    `StorageBusy` concerns the one caller that it is raised for: the stand-in decides, the primary stays in use. An `OSError`
+    of the primary is taken for a failure as well.
     """
 
     def __init__(
@@ -74,10 +81,8 @@ class StandInStorage:
     ) -> None:
         if type(workers) is not int or workers < 1:
             raise ValueError(f"workers={workers!r}: a limit is shared by a whole number of processes, from 1")
-        local: LimitStorage = MemoryStorage(clock=clock)
-        if workers > 1:
-            local = ShareStorage(local, workers=workers)
-        self._deputies: dict[str, LimitStorage] = {"local": local, "allow": _Allow(), "deny": _Deny()}
+        self._local = ShareStorage(MemoryStorage(clock=clock), workers=workers)
+        self._deputies: dict[str, LimitStorage] = {"local": self._local, "allow": _Allow(), "deny": _Deny()}
         self._set(on_store_failure)
         # probing=False: whoever tests this calls _probe_once
         self._watch = _Watch(primary, on_store_failure, clock, probing=probing)
@@ -130,7 +135,7 @@ class StandInStorage:
         if not changes % 2:
             try:
                 return watch.primary.take(charges)
-            except StorageUnavailable as error:
+            except _FAILURES as error:
                 watch.failed(error, changes)
         watch.count()
         return self._deputy.take(charges)
@@ -146,7 +151,7 @@ class StandInStorage:
             if not changes % 2:
                 try:
                     return ask(subject, cost)
-                except StorageUnavailable as error:
+                except _FAILURES as error:
                     watch.failed(error, changes)
             watch.count()
             return decide(subject, cost)
@@ -154,21 +159,26 @@ class StandInStorage:
         return take
 
     def give_back(self, refunds: Sequence[Refund]) -> None:
-        """Give tokens back, or fill buckets, where they were taken or else where it is decided now. Never raises
-        `StorageUnavailable`: what cannot be given back is lost to its caller, and the buckets fill by themselves."""
+        """Give tokens back, or fill buckets. Never raises `StorageUnavailable`.
+
+        A refund that names the limit of a quota goes where that was decided: to this process's bucket, or nowhere if nothing
+        was taken. All others, and those of the primary, go where it is decided now; a bucket is filled here as well. What
+        the primary fails to take is lost to its caller, as it may have taken it: buckets fill by themselves.
+        """
         watch = self._watch
         changes = watch.changes
-        ours = refunds
-        theirs = [refund for refund in refunds if not isinstance(refund.limit, Share)]
-        if theirs and not changes % 2:
+        here = [refund for refund in refunds if isinstance(refund.limit, Share)]
+        others = [refund for refund in refunds if not isinstance(refund.limit, Share | _Waived)]
+        if others and not changes % 2:
             try:
-                watch.primary.give_back(theirs)
-            except StorageUnavailable as error:
+                watch.primary.give_back(others)
+            except _FAILURES as error:
                 watch.failed(error, changes)
-            else:
-                ours = [refund for refund in refunds if isinstance(refund.limit, Share) or refund.cost is None]
-        if ours:
-            self._deputy.give_back(ours)
+            others = [refund for refund in others if refund.cost is None]
+        if here:
+            self._local.give_back(here)
+        if others:
+            self._deputy.give_back(others)
 
     def close(self) -> None:
         """Stop looking for the primary, and close it. Used again, it is looked for again."""
@@ -210,7 +220,7 @@ class _Watch:
         if self._attendant is None and self.changes % 2:
             self._start_probing()  # closed meanwhile, or in a child of the process that had found out
 
-    def failed(self, error: StorageUnavailable, changes: int) -> None:
+    def failed(self, error: Exception, changes: int) -> None:
         """Someone who began to ask when the mode had changed so often got no answer."""
         with self._lock:
             self.failures += 1
@@ -226,7 +236,13 @@ class _Watch:
             self.changes += 1
         self._start_probing()
         # Its text alone: whoever keeps the record would keep the caller's whole stack.
-        _LOG.warning("%s; deciding %s until it answers again", str(error), self._mode)
+        _LOG.warning("%s; deciding %s until it answers again", self._reason(error), self._mode)
+
+    def _reason(self, error: Exception) -> str:
+        text = str(error)
+        if isinstance(error, StorageUnavailable):
+            return text
+        return f"{self.primary.uri} did not decide: {type(error).__name__}{f': {text}' if text else ''}"
 
     def probe_once(self) -> bool:
         """Ask the primary. Whether it decides from now on."""
@@ -298,12 +314,25 @@ class _Deputy:
         """Nothing to close."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Waived(Limit):
+    """A limit that was not enforced: nothing was taken, so there is nothing to be given back."""
+
+
 class _Allow(_Deputy):
     """Allows everything, from full buckets."""
 
+    def __init__(self) -> None:
+        self._waived = PerLimit(lambda limit: _Waived(limit.amount, limit.period, limit.burst))
+
     def take(self, charges: Sequence[Charge]) -> Decision:
-        quotas = [Quota(charge.limit, charge.limit.capacity, charge.cost, charge.floor) for charge in charges]
-        return Decision(True, tuple(quotas))
+        waived = self._waived.of
+        quotas = [(waived(limit), limit.capacity, cost, floor) for _, _, limit, cost, floor, _ in charges]
+        return _new(Decision, (True, tuple(quotas)))  # each a Quota when it is read
+
+    def taker(self, scope: str, limit: Limit, floor: int = 0, lease: int = 0) -> Taker:  # noqa: ARG002  # as `take`
+        waived, capacity = self._waived.of(limit), limit.capacity
+        return lambda _, cost: _new(Decision, (True, ((waived, capacity, cost, floor),)))
 
 
 class _Deny(_Deputy):

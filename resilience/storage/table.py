@@ -133,6 +133,8 @@ class Table:
             return True, level
         capacity = limit.capacity
         if level - spent < floor or spent > capacity:
+            if bucket is not None and bucket[1] > now:  # the clock went backwards: from here on it counts again
+                self.write(row, place, key, limit, level, stamp)
             return False, level
         level -= spent
         if place < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ import redis
 
 from resilience.errors import StorageUnavailable
 from resilience.storage.forms import Servers
-from resilience.storage.nodes import TROUBLE, Address, asked, connector
+from resilience.storage.nodes import TROUBLE, Address, asked, connector, stay_in_copy
 from resilience.storage.slots import SLOTS, Owners, addresses, owners, primaries
 from resilience.storage.wrapping import forget_after_fork
 
@@ -96,6 +97,7 @@ class Topology:
         except StorageUnavailable as error:
             self._trouble = str(error)  # told to callers until there is a map
         finally:
+            stay_in_copy(search.process)
             self._end(search)
 
     def _end(self, search: _Search) -> None:
@@ -148,3 +150,4 @@ class _Search:
 
     def __init__(self) -> None:
         self.done = threading.Event()
+        self.process = os.getpid()

@@ -89,6 +89,17 @@ def test_a_fork_leaves_the_connection_to_the_parent(any_server: RedisServer, pat
 
 
 @both
+def test_a_fork_leaves_the_answers_that_a_closed_storage_waits_for_to_the_parent(
+    any_server: RedisServer, patched: bool
+) -> None:
+    assert "[273, 273, 273] 0" == run(redis_callers.forked_after_close, any_server.uri, patched=patched)
+
+
+def test_a_caller_who_is_killed_while_the_first_connection_is_made_leaves_no_greenlet(any_server: RedisServer) -> None:
+    assert "0 279" == run(redis_callers.killed_first, any_server.uri, patched=True)
+
+
+@both
 @pytest.mark.parametrize("how", ["unused", "used", "cycle", "closed", "asking"])
 def test_a_process_ends_without_a_word(any_server: RedisServer, how: str, patched: bool) -> None:
     assert "" == run(redis_callers.leaving, any_server.uri, how, patched=patched)

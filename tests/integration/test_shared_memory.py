@@ -522,6 +522,54 @@ def test_an_exception_out_of_a_signal_handler_at_any_instant_leaves_no_lock_behi
     assert [True, True] == run(script, path, kind)
 
 
+@both_kinds
+def test_an_exception_out_of_a_signal_handler_leaves_no_lock_behind_where_others_want_it_as_well(
+    path: Path, kind: str
+) -> None:
+    """Then a lock is had by one of many tries, and the exception may come before that one has been heard to succeed."""
+    script = """
+    class Interrupted(BaseException):
+        pass
+    inside, hits, left = False, 0, 0
+    def handler(number, frame):
+        if inside:
+            raise Interrupted
+    signal.signal(signal.SIGALRM, handler)
+    wide = Limit(1_000_000, 1)
+    buckets = storage()
+    quick = buckets.taker("scope", wide)
+    quick("s", 1)
+    stripes, lock = buckets._opened.stripes, lock_of(buckets, "s")
+    def contend():
+        while True:
+            try:
+                quick("s", 1)
+            except StorageBusy:
+                pass
+    pid = start(contend)
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        try:
+            inside = True
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(5e-6, 3e-4))
+            while True:
+                try:
+                    quick("s", 1)
+                except StorageBusy:
+                    pass
+        except Interrupted:
+            inside = False
+            hits += 1
+            left += stripes.try_lock(lock) == errno.EDEADLK
+            stripes.abandon([lock])
+    os.kill(pid, signal.SIGKILL)
+    join(pid)
+    take_and_leave_all_locks(buckets)  # of which the other may have died with one
+    print(json.dumps([hits > 100, left, all_locks_are_free(buckets)]))
+    """
+    assert [True, 0, True] == run(script, path, kind)
+
+
 def flood(path: Path, *, keys: int, buckets: int) -> None:
     script = f"""
     import resource

@@ -241,12 +241,12 @@ class _Asker:
 
     def prepare(self) -> None:
         """Connect, by a decision about another bucket."""
-        self._other.try_acquire()
+        self._decided(self._other)
 
     def ask(self) -> float:
         """Ask once. Returns the seconds after which it is worth asking again."""
         asked = _microseconds()
-        decision = self._decided()
+        decision = self._decided(self._limiter)
         answered = _microseconds()
         self.calls += 1
         if decision.allowed:
@@ -258,14 +258,16 @@ class _Asker:
             self.refused.append(asked)  # every millisecond will do
         return decision.retry_after or 0.0
 
-    def _decided(self) -> Decision:
+    def _decided(self, limiter: Any) -> Decision:
         """Shared memory gives up when whoever has a lock is not let run. Then it has taken nothing."""
         while True:
             try:
-                return self._limiter.try_acquire()
+                decision: Decision = limiter.try_acquire()
             except StorageBusy:
                 self.busy += 1
                 time.sleep(0.001)
+            else:
+                return decision
 
     def report(self) -> dict[str, Any]:
         """What was seen."""

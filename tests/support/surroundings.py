@@ -44,6 +44,9 @@ class Surroundings:
         if self.response is not None:
             rejection.response = self.response
 
+    def replacement(self, rejection: RateLimited) -> Any:
+        return rejection.response
+
     def settle(self, then: Callable[[Any], None]) -> bool:
         self._settling.append(then)
         return True

@@ -15,7 +15,8 @@
 -- A bucket is kept as three doubles: level, stamp, unit (struct.unpack '<ddd'). Texts would cost a third of a decision.
 -- All numbers are whole and below 2^53, where a double is exact, and so are the integers of a reply, and a number that is
 -- an argument of a command (17 digits; tostring() would keep 14).
--- A denial, and a cost of 0, write nothing: they also work on a server that is full, and on a replica.
+-- A denial, and a cost of 0, write nothing: they also work on a server that is full, and on a replica. But a denial stores
+-- buckets that are stamped later than now at now: the clock went backwards, and they would gain nothing until it is back.
 -- A bucket expires when it would be full anyway, rounded up: an early end would be a free refill. Under a clock that is
 -- not the server's it is kept an hour longer, since the server's own clock decides when it expires.
 
@@ -168,6 +169,11 @@ while step <= steps do
             local t = terms_at[i]
             level = level - amounts[t]
             write(bucket_at[i], t, level, stamp_at[i])
+        elseif not allowed then
+            local k = bucket_at[i]
+            if levels[k] and stamps[k] > now then
+                write(k, terms_at[i], level, stamp_at[i])
+            end
         end
         flags[i] = allowed and '1' or '0'
         reply[i + 1] = level
@@ -178,8 +184,12 @@ for _, k in ipairs(changed) do
     local level = levels[k]
     if level then
         local t = last_terms[k]
-        local milliseconds = divide_up(divide_up(capacities[t] - level, refills[t]) * ticks[t], 1000) + 1 + longer
-        redis.call('SET', KEYS[k], pack('<ddd', level, stamps[k], parts[k]), 'PX', min(milliseconds, LONGEST))
+        -- Divided before it is multiplied: the product in microseconds may be beyond what a double holds, its quotient is no
+        -- whole number then, and the server refuses it in the middle of the call.
+        local missing, tick = divide_up(capacities[t] - level, refills[t]), ticks[t]
+        local milliseconds = tick < 1000 and divide_up(missing, 1000 / tick) or missing * (tick / 1000)
+        local kept = min(milliseconds + 1 + longer, LONGEST)
+        redis.call('SET', KEYS[k], pack('<ddd', level, stamps[k], parts[k]), 'PX', kept)
     elseif stored[k] then
         redis.call('DEL', KEYS[k])
     end

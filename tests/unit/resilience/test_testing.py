@@ -121,7 +121,7 @@ class Faulty:
 
     def decide(
         self, charges: Sequence[Charge], buckets: Sequence[Bucket | None], now: int
-    ) -> tuple[Decision, Sequence[Bucket] | None]:
+    ) -> tuple[Decision, Sequence[Bucket | None] | None]:
         return decide(charges, buckets, now)
 
     def refunded(self, refund: Refund, bucket: Bucket | None, now: int) -> Bucket | None:
@@ -204,11 +204,21 @@ class DenialsTake(Faulty):
 
     def decide(
         self, charges: Sequence[Charge], buckets: Sequence[Bucket | None], now: int
-    ) -> tuple[Decision, Sequence[Bucket] | None]:
+    ) -> tuple[Decision, Sequence[Bucket | None] | None]:
         decision, stored = decide(charges, buckets, now)
         if not decision.allowed:
             stored = tuple(Bucket(quota.level - quota.limit.unit, now, quota.limit.unit) for quota in decision.quotas)
         return decision, stored
+
+
+class DenialsNeverWrite(Faulty):
+    """Writes nothing on a denial, not even the time of a clock that went backwards."""
+
+    def decide(
+        self, charges: Sequence[Charge], buckets: Sequence[Bucket | None], now: int
+    ) -> tuple[Decision, Sequence[Bucket | None] | None]:
+        decision, stored = decide(charges, buckets, now)
+        return decision, stored if decision.allowed else None
 
 
 class OneByOne(Faulty):
@@ -330,7 +340,7 @@ class RefundsWithoutEnd(Faulty):
 
     def decide(
         self, charges: Sequence[Charge], buckets: Sequence[Bucket | None], now: int
-    ) -> tuple[Decision, Sequence[Bucket] | None]:
+    ) -> tuple[Decision, Sequence[Bucket | None] | None]:
         if len(charges) == 1 and buckets[0] is not None and buckets[0].level > charges[0].limit.capacity:
             charge, bucket = charges[0], buckets[0]
             left = bucket.level - charge.cost * charge.limit.unit

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask, Response, abort
+from flask import Blueprint, Flask, Response, abort, g
 from flask.testing import FlaskClient
 from flask.typing import ResponseReturnValue
 from flask.views import MethodView, View
 from werkzeug.routing import Rule
 
-from resilience import MemoryStorage, RateLimiter, Resilience, all_of, rate_limit
+from resilience import MemoryStorage, RateLimited, RateLimiter, Resilience, all_of, rate_limit
 from resilience.core.limiter import Charge, Decision
 from resilience.registry import PROCESS_REGISTRY
 from resilience.scope import PROCESS
@@ -136,6 +136,18 @@ def test_a_limit_for_some_methods_leaves_the_default_to_the_others() -> None:
     client = app.test_client()
     assert [200, 429] == statuses(client, "/mixed", 2, method="POST")
     assert [200, 200, 429] == statuses(client, "/mixed", 3)
+
+
+def test_the_answer_to_head_by_a_class_s_limited_method_is_not_under_the_default() -> None:
+    app, _ = made(default_limits="1/minute")
+
+    class Getting(MethodView):
+        @rate_limit("3/minute", name="getting")
+        def get(self) -> str:
+            return "hello"
+
+    app.add_url_rule("/getting", view_func=Getting.as_view("getting"))
+    assert [200, 200, 200, 429] == statuses(app.test_client(), "/getting", 4, method="HEAD")
 
 
 class Limited(View):
@@ -477,6 +489,92 @@ def test_a_refusal_that_the_view_bears_is_a_request_that_was_served() -> None:
     app.add_url_rule("/degraded", "degraded", lambda: "full" if limiter.try_acquire().allowed else "degraded")
     client = app.test_client()
     assert [4, 3, 2] == [remaining(client.get("/degraded"))["application"] for _ in range(3)]
+
+
+BEARING: list[tuple[int, Callable[[RateLimited], Any]]] = [
+    (404, lambda rejection: ("not here", 404)),
+    (418, lambda rejection: ("tea", 418)),
+    (429, lambda rejection: ("later", 429)),
+    (503, lambda rejection: ("later", 503)),
+]
+
+
+@pytest.mark.parametrize(("status", "answer"), BEARING)
+def test_a_view_that_makes_something_else_of_a_refusal_has_served(
+    status: int, answer: Callable[[RateLimited], Any]
+) -> None:
+    app, _ = made(application_limits="5/minute")
+    guarded = rate_limit("1/minute", name="guarded")(lambda: "hello")
+
+    def view() -> Any:
+        try:
+            return guarded()
+        except RateLimited as rejection:
+            return answer(rejection)
+
+    app.add_url_rule("/bearing", "bearing", view)
+    client = app.test_client()
+    assert [200, status, status] == statuses(client, "/bearing", 3, address="127.0.0.1")
+    left = 3 if status in (429, 503) else 1
+    assert {"application": left} == remaining(client.get("/one"))
+
+
+def test_a_refusal_in_the_application_s_own_words_and_status_gives_back_too() -> None:
+    by_limit, _ = made(application_limits="5/minute")
+    by_handler, _ = made(application_limits="5/minute")
+    by_handler.register_error_handler(429, lambda error: ("tea", 418))
+    for app, response in ((by_limit, lambda rejection: ("tea", 418)), (by_handler, None)):
+        view = rate_limit("1/minute", name="worded", response=response)(lambda: "hello")
+        app.add_url_rule("/worded", "worded", view)
+        client = app.test_client()
+        assert [200, 418, 418] == [client.get("/worded").status_code for _ in range(3)]
+        assert {"application": 3} == remaining(client.get("/one"))
+
+
+@pytest.mark.parametrize("beside", [{}, {"route_limits": {"login": "9/hour"}}])
+def test_what_was_taken_is_given_back_to_whom_it_was_taken_from(beside: dict[str, Any]) -> None:
+    app, _ = made(application_limits="5/minute", key=lambda: g.get("user", "nobody"), **beside)
+    guarded = rate_limit("1/minute", name="guarded", key="all")(lambda: "hello")
+
+    @app.get("/login")
+    def login() -> str:
+        g.user = "somebody"
+        return guarded()
+
+    client = app.test_client()
+    answers = [client.get("/login") for _ in range(4)]
+    assert [200, 429, 429, 429] == [answer.status_code for answer in answers]
+    assert [4, 3, 3, 3] == [remaining(answer)["application"] for answer in answers]
+    assert 1 == app.extensions["resilience"].limiters()["demo:application"].snapshot().allowed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cost": lambda: 1},
+        {"methods": ["GET"]},
+        {"per_method": True},
+        {"exempt_when": lambda: False},
+        {"on_breach": lambda rejection: None},
+        {"shape": True},
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_a_limit_before_the_view_waits_whatever_else_it_says(several: bool, options: dict[str, Any]) -> None:
+    clock = FakeClock()
+    shape: dict[str, Any] = {"burst": 2} if options.get("shape") else {"burst": 1}
+    waiting = RateLimiter("1/second", name="waiting", wait=1.0, clock=clock, **shape, **options)
+    other = RateLimiter("9/second", name="other", clock=clock)
+    app, _ = made(
+        storage=MemoryStorage(clock=clock),
+        route_limits={"one": waiting},
+        **({"application_limits": other} if several else {}),
+    )
+    client = app.test_client()
+    began = clock.seconds()
+    assert [200, 200] == statuses(client, "/one", 2)
+    assert (1.0, 1) == (clock.seconds() - began, waiting.snapshot().waited)
 
 
 def test_nothing_is_looked_up_where_nothing_is_to_be_limited() -> None:

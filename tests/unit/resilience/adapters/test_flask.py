@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pybreaker
 import pytest
-from flask import Flask, Response, abort, copy_current_request_context, request
-from flask.views import View
+from flask import Blueprint, Flask, Response, abort, copy_current_request_context, request
+from flask.views import MethodView, View
 from werkzeug.exceptions import HTTPException
 from werkzeug.test import TestResponse
 
@@ -300,6 +301,16 @@ def test_a_bad_value_stops_the_start_and_is_named(config: dict[str, str], reason
         Resilience(app)
 
 
+@pytest.mark.parametrize("option", ["default_limits", "application_limits"])
+def test_what_would_fail_in_every_request_stops_the_start(option: str) -> None:
+    limits: dict[str, Any] = {option: lambda user: "1/minute"}
+    with pytest.raises(ValueError, match="says no limits: it is called without arguments"):
+        Resilience(Flask("demo"), **limits)
+    cost: dict[str, Any] = {option: "5/minute", f"{option}_cost": 6}
+    with pytest.raises(ValueError, match="cost=6 is above the burst of 5"):
+        Resilience(Flask("demo"), **cost)
+
+
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
     with pytest.raises(TypeError, match=r"no option colour: it takes storage_uri"):
         Resilience(colour="blue")
@@ -409,6 +420,111 @@ def test_a_handler_for_429_or_every_http_error_says_refusals_too() -> None:
     by_kind.register_error_handler(HTTPException, lambda error: ({"code": error.code}, error.code))
     assert "by status: rate limit 'greeting' exceeded: retry in 30.000 s" == refused(by_status).text
     assert ({"code": 429}, "30") == (refused(by_kind).get_json(), refused(by_kind).headers["Retry-After"])
+
+
+def test_a_blueprint_that_handles_every_error_and_lets_http_ones_pass_lets_refusals_pass() -> None:
+    blueprint = Blueprint("careful", __name__)
+    blueprint.register_error_handler(Exception, lambda error: error if isinstance(error, HTTPException) else "boom")
+    blueprint.add_url_rule("/passed", "passed", rate_limit("1/minute", name="passed")(lambda: "hello"))
+    app = made()
+    app.register_blueprint(blueprint)
+    answer = refused(app, "/passed")
+    assert (429, ["passed"], "60") == (
+        answer.status_code, answer.get_json()["violated-policies"], answer.headers["Retry-After"]
+    )  # fmt: skip
+
+
+def dispatched(view: Callable[[], Any]) -> Callable[[], Any]:
+    """As extensions for REST do, which answer every error by themselves."""
+
+    def dispatch() -> Any:
+        try:
+            return view()
+        except Exception as error:  # noqa: BLE001  # that is what they do
+            if not isinstance(error, HTTPException):
+                return {"message": "Internal Server Error"}, 500
+            fields = {key: value for key, value in error.get_response().headers if key != "Content-Length"}
+            return {"message": error.description}, error.code, {**fields, "Content-Type": "application/json"}
+
+    return dispatch
+
+
+def test_an_extension_that_answers_errors_by_itself_knows_refusals_as_http_errors() -> None:
+    app = made(application_limits="5/minute")
+    app.add_url_rule("/rest", "rest", dispatched(rate_limit("1/minute", name="rest")(lambda: "hello")))
+    answer = refused(app, "/rest")
+    assert (429, "60", "rate limit 'rest' exceeded: retry in 60.000 s") == (
+        answer.status_code, answer.headers["Retry-After"], answer.get_json()["message"]
+    )  # fmt: skip
+    assert "RateLimit" in answer.headers
+
+
+def test_outside_of_requests_a_refusal_is_no_http_error() -> None:
+    greet()
+    greet()
+    with pytest.raises(RateLimited) as caught:
+        greet()
+    assert not isinstance(caught.value, HTTPException)
+
+
+def test_a_refusal_of_a_request_can_be_sent_to_another_process() -> None:
+    app = made()
+    with app.test_request_context():
+        greet()
+        greet()
+        with pytest.raises(RateLimited) as caught:
+            greet()
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (type(caught.value), str(caught.value), 429) == (type(copy), str(copy), vars(copy)["code"])
+
+
+ON_BREACH = [
+    (lambda rejection: "slow down", b"slow down"),
+    (lambda rejection: {"error": "busy"}, b'{"error":"busy"}\n'),
+    (lambda rejection: ("busy", {"X-Why": "limit"}), b"busy"),
+]
+
+
+@pytest.mark.parametrize(("on_breach", "body"), ON_BREACH)
+@pytest.mark.parametrize("where", ["view", "method", "before"])
+def test_what_takes_the_place_of_a_view_is_a_refusal_unless_it_says_a_status(
+    where: str, on_breach: Callable[[RateLimited], Any], body: bytes
+) -> None:
+    limiter = RateLimiter("1/minute", name="replaced", on_breach=on_breach)
+    before: dict[str, Any] = {"application_limits": "9/minute", "route_limits": {"replaced": limiter}}
+    app = made(**(before if where == "before" else {}))
+    view: Callable[[], Any] = lambda: "hello"  # noqa: E731
+
+    class Replaced(MethodView):
+        get = staticmethod(limiter(view))
+
+    app.add_url_rule(
+        "/replaced",
+        "replaced",
+        {"view": limiter(view), "method": Replaced.as_view("replaced"), "before": view}[where],
+    )
+    for method in (app.test_client().get, app.test_client().head):
+        answer = method("/replaced")
+    assert (429, "60") == (answer.status_code, answer.headers["Retry-After"])
+    assert body == app.test_client().get("/replaced").data
+
+
+def test_what_takes_the_place_of_a_function_s_result_is_as_it_was_given() -> None:
+    app = made()
+    look = rate_limit("1/minute", name="look", on_breach=lambda rejection: "from memory")(lambda: "fresh")
+    app.add_url_rule("/looked", "looked", lambda: {"seen": look()})
+    client = app.test_client()
+    assert [(200, {"seen": "fresh"}), (200, {"seen": "from memory"})] == [
+        (answer.status_code, answer.get_json()) for answer in map(client.get, ["/looked", "/looked"])
+    ]
+
+
+def test_what_takes_the_place_of_a_view_outside_of_requests_is_as_it_was_given() -> None:
+    app = made()
+    shared = rate_limit("1/minute", name="both", on_breach=lambda rejection: "full")(lambda: "hello")
+    app.add_url_rule("/both", "both", shared)
+    with app.app_context():
+        assert ["hello", "full"] == [shared(), shared()]
 
 
 # -- switches --------------------------------------------------------------------------------------------------------

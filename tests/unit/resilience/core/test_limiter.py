@@ -124,6 +124,33 @@ def test_a_clock_that_goes_backwards_gives_nothing_and_takes_nothing() -> None:
     assert take(limit, bucket, 6 * SECOND)[0], "time counts again from where the clock is now"
 
 
+def test_a_denial_after_a_clock_went_backwards_writes_so_that_time_counts_again_from_there() -> None:
+    limit = Limit(1, 1, 2)
+    _, bucket = take(limit, None, 3_600 * SECOND, cost=2)
+    allowed, bucket = take(limit, bucket, 5 * SECOND)
+    assert (False, Bucket(0, 5 * SECOND, limit.unit)) == (allowed, bucket)
+    assert not take(limit, bucket, 6 * SECOND - 1)[0]
+    assert take(limit, bucket, 6 * SECOND)[0]
+
+
+def test_such_a_denial_writes_the_buckets_from_the_future_and_leaves_the_others_as_they_are() -> None:
+    limit, before = Limit(1, 1, 2), Limit(10, 1, 10)
+    now = 5 * SECOND
+    charges = [charge(limit), charge(limit), charge(limit), charge(limit, 0), charge(limit)]
+    past, present = Bucket(limit.unit, 4 * SECOND, limit.unit), Bucket(0, now, limit.unit)
+    future, debt = Bucket(limit.unit, 9 * SECOND, limit.unit), Bucket(-3 * before.unit, 9 * SECOND, before.unit)
+    decision, stored = decide(charges, [past, present, None, future, debt], now)
+    assert not decision.allowed
+    assert stored is not None
+    assert (past, present, None) == stored[:3]
+    assert (Bucket(limit.unit, now, limit.unit), Bucket(-3 * limit.unit, now, limit.unit)) == stored[3:]
+
+
+def test_looking_writes_nothing_also_after_a_clock_went_backwards() -> None:
+    limit = Limit(1, 1)
+    assert decide([charge(limit, 0)], [Bucket(0, 9, limit.unit)], 0)[1] is None
+
+
 def test_a_fraction_of_a_tick_is_kept_for_later() -> None:
     limit = Limit(999_983, 86_400)  # prime: counted in ticks of more than a microsecond
     assert limit.tick > 1
@@ -283,6 +310,22 @@ def test_looking_and_being_denied_change_nothing_that_comes_after(limit: Limit, 
         allowed, watched = take(limit, watched, now, cost)
         assert (allowed, watched) == take(limit, plain, now, cost)
         plain = watched
+
+
+@given(limits, walks, some.integers(0, 10**10))
+def test_wherever_the_clock_goes_back_to_who_comes_again_when_told_to_is_let_in(
+    limit: Limit, walk: list[tuple[int, int]], back: int
+) -> None:
+    bucket: Bucket | None = None
+    now = 10**10
+    for elapsed, cost in walk:
+        now += elapsed
+        _, bucket = take(limit, bucket, now, cost)
+    now -= back
+    decision, bucket = ask(limit, bucket, now, limit.size)
+    if not decision.allowed and back:
+        assert decision.retry_after is not None
+        assert take(limit, bucket, now + round(decision.retry_after * SECOND), limit.size)[0]
 
 
 @given(limits, walks, some.integers(1, 50), some.floats(-60, 1))

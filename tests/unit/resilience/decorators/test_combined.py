@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from resilience import CombinedLimiter, Decision, MemoryStorage, RateLimited, RateLimiter, all_of
+from resilience import CombinedLimiter, Decision, MemoryStorage, RateLimited, RateLimiter, all_of, rate_limit
 from resilience.core.limiter import Charge
+from resilience.registry import PROCESS_REGISTRY
 from resilience.testing import FakeClock
 from tests.support.surroundings import Surroundings, surrounded_by
 
@@ -165,6 +167,91 @@ def test_combinations_combine(storage: CountingStorage) -> None:
 def test_what_cannot_be_decided_at_once_is_refused(storage: CountingStorage, other: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         all_of(per_user(storage), RateLimiter("3/minute", **{"name": "user", "storage": storage, **other}))
+
+
+# -- decorators on top of each other ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _empty_registry() -> Iterator[None]:
+    yield
+    PROCESS_REGISTRY.clear()
+
+
+def counts(function: Any) -> list[tuple[str, int, int]]:
+    """Name, allowed and denied of everything that limits a function, from the outside in."""
+    return [(one.name, one.allowed, one.denied) for one in function.limiter.snapshot()]
+
+
+@pytest.mark.usefixtures("_empty_registry")
+def test_decorators_on_top_of_each_other_are_one_decision_all_or_nothing(storage: CountingStorage) -> None:
+    @rate_limit("9/hour", name="day", title="a day", storage=storage)
+    @rate_limit("5/hour", name="hour", key="all", storage=storage)
+    @rate_limit("1/minute", name="minute", storage=storage)
+    def greet(name: str) -> str:
+        return f"hello {name}"
+
+    assert ("hello you", "greet", "day + hour + minute") == (greet("you"), greet.__name__, greet.limiter.name)  # type: ignore[attr-defined]
+    for _ in range(3):
+        with pytest.raises(RateLimited) as caught:
+            greet("you")
+    assert ("minute", ("a day", "hour", "minute")) == (caught.value.policy, caught.value.titles)
+    assert [("day", 1, 0), ("hour", 1, 0), ("minute", 1, 3)] == counts(greet)
+    assert 4 == storage.questions
+    assert {"day", "hour", "minute"} == set(PROCESS_REGISTRY.limiters)
+
+
+def test_what_is_decorated_again_elsewhere_keeps_its_own_limit(storage: CountingStorage) -> None:
+    inner = per_user(storage)(lambda: "hello")
+    outer = everybody(storage)(inner)
+    assert ["hello"] * 2 == [inner(), outer()]
+    assert ([("everybody", 1, 0), ("user", 2, 0)], "RateLimiter") == (counts(outer), type(inner.limiter).__name__)  # type: ignore[attr-defined]
+
+
+def test_a_limit_below_another_decorator_is_decided_after_the_one_above_it(storage: CountingStorage) -> None:
+    def shout(function: Callable[[], str]) -> Callable[[], str]:
+        @functools.wraps(function)
+        def shouted() -> str:
+            return function().upper()
+
+        return shouted
+
+    outer = everybody(storage)
+    greet = outer(shout(per_user(storage, "1/minute")(lambda: "hello")))
+    assert ("HELLO", outer) == (greet(), greet.limiter)  # type: ignore[attr-defined]
+    with pytest.raises(RateLimited):
+        greet()
+    assert 2 == outer.snapshot().allowed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"wait": 1.0},
+        {"shape": True},
+        {"deduct_when": bool},
+        {"clock": FakeClock()},
+        {"storage": MemoryStorage(clock=FakeClock())},
+        {"name": "everybody"},
+    ],
+)
+def test_decorators_that_cannot_be_one_are_decided_one_by_one(storage: CountingStorage, options: Any) -> None:
+    outer = everybody(storage)
+    inner = per_user(**{"storage": storage, **options})
+    greet = outer(inner(lambda: "hello"))
+    assert ("hello", outer) == (greet(), greet.limiter)  # type: ignore[attr-defined]
+    assert [1, 1] == [limiter.snapshot().allowed for limiter in (outer, inner)]
+
+
+def test_whatever_can_be_called_can_be_limited(storage: CountingStorage) -> None:
+    class Unhashable:
+        __slots__ = ()
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self) -> str:
+            return "hello"
+
+    assert "hello" == per_user(storage)(Unhashable())()
 
 
 def test_nothing_at_all_is_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -96,7 +96,7 @@ def test_a_cost_that_is_no_whole_number_is_refused(cost: Any) -> None:
 
 def test_a_cost_above_the_burst_says_that_no_wait_helps() -> None:
     with pytest.raises(RateLimited, match="above the burst, so no wait helps") as caught:
-        limiter(cost=3).acquire()
+        limiter(cost=lambda: 3).acquire()
     assert caught.value.retry_after is None
 
 
@@ -171,7 +171,7 @@ def test_a_look_is_not_counted() -> None:
 
 def test_a_refusal_can_be_sent_to_another_process() -> None:
     with pytest.raises(RateLimited) as caught:
-        limiter(cost=3).acquire()
+        limiter().acquire(cost=3)
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (str(caught.value), caught.value.decision) == (str(copy), copy.decision)
 
@@ -226,8 +226,16 @@ def test_a_changed_rate_keeps_what_callers_have_left() -> None:
 def test_a_coroutine_function_is_refused_when_it_is_decorated() -> None:
     async def later() -> None: ...
 
-    with pytest.raises(TypeError, match=r"call limiter\.acquire\(\) in it"):
+    with pytest.raises(TypeError, match=r"later is a coroutine function: call limiter\.acquire\(\) in it"):
         rate_limit("1/second")(later)
+
+
+def test_an_async_generator_function_is_refused_when_it_is_decorated() -> None:
+    async def each() -> AsyncIterator[int]:
+        yield 1
+
+    with pytest.raises(TypeError, match=r"each is an async generator function: call limiter\.acquire\(\) in it"):
+        rate_limit("1/second")(each)
 
 
 def test_a_shared_limit_is_one_bucket_for_many_functions_and_listed_once() -> None:

@@ -25,6 +25,13 @@ def limiter(limits: Any = "2/minute", **options: Any) -> RateLimiter:
     [
         ({"name": ""}, "name='': a rate limiter needs a name"),
         ({"cost": -1}, "cost=-1: a cost is a whole number from 0"),
+        ({"cost": 3}, "cost=3 is above the burst of 2, so no call would ever pass: make it at most 2"),
+        ({"limits": "9/second;5/minute", "cost": 6}, "cost=6 is above the burst of 5"),
+        ({"limits": "9/second", "burst": 4, "cost": 5}, "cost=5 is above the burst of 4"),
+        (
+            {"limits": lambda plan: "1/second"},
+            "says no limits: it is called without arguments for each call, and needs",
+        ),
         ({"wait": -0.5}, r"wait=-0\.5: a caller waits for a number of seconds from 0"),
         ({"wait": math.inf}, "wait=inf"),
         ({"wait": math.nan}, "wait=nan"),
@@ -50,6 +57,15 @@ def limiter(limits: Any = "2/minute", **options: Any) -> RateLimiter:
 def test_a_value_out_of_range_is_refused_with_the_value(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         limiter(**options)
+
+
+def test_a_cost_of_the_smallest_burst_passes() -> None:
+    assert limiter("9/second;5/minute", cost=5).try_acquire().allowed
+
+
+def test_a_cost_is_held_against_limits_that_are_said_for_each_call_when_they_are_said() -> None:
+    demo = limiter(lambda: "2/minute", cost=3)
+    assert (False, None) == (demo.try_acquire().allowed, demo.peek().retry_after)
 
 
 class RememberingStorage(MemoryStorage):

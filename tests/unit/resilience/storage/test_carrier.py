@@ -187,6 +187,14 @@ def in_background(function: Callable[[], Any]) -> list[Any]:
     return results
 
 
+def failure_of(asked_for: Question) -> Exception | None:
+    try:
+        asked_for.wait()
+    except Exception as error:  # noqa: BLE001  # looked at by the test
+        return error
+    return None
+
+
 def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -229,6 +237,23 @@ def test_of_very_many_half_go_first_so_that_two_writes_are_under_way(carrier: Ca
     server.allow(7)
     assert all(each.wait() for each in (*others, *waiting))
     assert [*range(len(first)), *range(len(second)), 7] == [each.level for each in (*others, *waiting)]
+
+
+def test_questions_of_very_many_steps_are_spread_over_several_calls(carrier: Carrier, server: Server) -> None:
+    """A call has room for 65,536 steps."""
+    under_way(carrier, server)
+    others = [Question((bulk(b"key"),) * 1_200, (ONE,) * 1_200) for _ in range(128)]
+    for each in others:
+        carrier.send(each)
+    server.allow(1)
+    heard = 0
+    while heard < 128 * 1_200:
+        steps = len(server.hear()[5]) // 2
+        assert steps <= 40_000
+        server.allow(*range(heard, heard + steps))
+        heard += steps
+    assert all(each.wait() for each in others)
+    assert [place * 1_200 for place in range(128)] == [each.level for each in others]
 
 
 def test_answers_in_pieces_are_put_together(carrier: Carrier, server: Server) -> None:
@@ -333,7 +358,9 @@ class TestGroups:
             server.say(b"+OK\r\n" + answer)
         assert (True, 5) == (asking.wait(), asking.level)
 
-    @pytest.mark.parametrize("answer", [b"-MOVED\r\n", b"-ASK 5\r\n", b"*0\r\n", b"*3\r\n+1\r\n:1\r\n:2\r\n"])
+    @pytest.mark.parametrize(
+        "answer", [b"-MOVED\r\n", b"-ASK 5\r\n", b"-MOVED 1 h:123456\r\n", b"*0\r\n", b"*3\r\n+1\r\n:1\r\n:2\r\n"]
+    )
     def test_what_makes_no_sense_is_no_decision(self, carrier: Carrier, server: Server, answer: bytes) -> None:
         (one,) = asked(carrier, "a")
         server.hear()
@@ -411,6 +438,18 @@ class TestAbandoned:
         refund = server.hear()
         assert [b"a", b"c"] == refund[3:5]
         assert [b"r 60000000 1 6000000 1 6000000 -", b"r 60000000 1 6000000 1 12000000 -3"] == refund[8:]
+
+    def test_what_a_full_bucket_would_not_have_gained_meanwhile_is_not(self, carrier: Carrier, server: Server) -> None:
+        """Or whoever came between would have had that and the burst."""
+        fast, slow = Limit(100, 1), Limit(10, 36_000)
+        gone = Question((bulk(b"a"), bulk(b"b")), (charge_terms(fast, 100, more=True), charge_terms(slow, 1)))
+        carrier.send(gone)
+        server.hear()
+        gone.abandon()
+        server.allow(0, slow.capacity - slow.unit)
+        refund = server.hear()
+        assert b"b" == refund[3]
+        assert slow.unit - 3 * PATIENCE * 1_000_000 < int(refund[7].split(b" ")[5]) <= slow.unit - PATIENCE * 1_000_000
 
     def test_what_was_refused_is_not(self, carrier: Carrier, server: Server) -> None:
         gone = under_way(carrier, server)
@@ -508,6 +547,26 @@ class TestTrouble:
         assert (True, 5) == (one.wait(), one.level)
         until(lambda: not connected(carrier))
 
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            b"*2\r\n$0\r\n\r\n:1\r\n",
+            b"*2\r\n:1\r\n:1\r\n",
+            b"*2\r\n$1\r\n1\r\n$1\r\n5\r\n",
+            b"*2\r\n-ERR\r\n:1\r\n",
+            b"+OK\r\n",
+        ],
+    )
+    def test_an_answer_that_is_none_ends_the_connection(self, carrier: Carrier, server: Server, answer: bytes) -> None:
+        failing = [under_way(carrier, server), *asked(carrier, "waiting")]
+        server.say(answer)
+        for each in failing:
+            with pytest.raises(
+                StorageUnavailable, match="redis://test did not decide: this is no answer of the script: "
+            ):
+                each.wait()
+        assert server.is_left()
+
     def test_nobody_to_connect_to(self, carrier: Carrier, server: Server) -> None:
         server.refuses = ConnectionRefusedError("nobody is there")
         (failed,) = asked(carrier, "a")
@@ -599,6 +658,32 @@ class TestEnd:
         until(lambda: seen)
         assert ZeroDivisionError is seen[0].exc_type
         carrier.close()
+
+    @pytest.mark.parametrize("method", ["_listen", "_drop", "_hand_out", "_receive"])
+    def test_a_thread_that_dies_leaves_nobody_waiting(
+        self, carrier: Carrier, server: Server, monkeypatch: pytest.MonkeyPatch, method: str
+    ) -> None:
+        seen: list[Any] = []
+        monkeypatch.setattr(threading, "excepthook", seen.append)
+        failing = [under_way(carrier, server), *asked(carrier, *"abc")]
+        line = carrier._line
+        assert line is not None
+
+        def die(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(line, method, die)
+        server.say(b"*0\r\n" if method == "_drop" else b"*2\r\n$1\r\n1\r\n:5\r\n")
+        failures = in_background(lambda: [failure_of(each) for each in failing[1:]])
+        until(lambda: failures)
+        assert [StorageUnavailable] * 3 == [type(each) for each in failures[0]]
+        until(lambda: line.ended and seen)
+        server.theirs.close()
+        server.close()
+        (after,) = asked(carrier, "after")
+        assert [b"after"] == server.hear_keys()
+        server.allow(7)
+        assert (True, 7) == (after.wait(), after.level)
 
     @pytest.mark.parametrize("allowed", [0, 1, 2])
     def test_without_threads_there_is_no_decision_and_nobody_waits(

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilience.core.limiter import Bucket, Charge, Decision, Limit, Refund, decide, give_back
+from resilience.errors import StorageBusy
 from resilience.storage.memory import MemoryStorage
 from resilience.testing import FakeClock
 from tests.support.examples import many
@@ -147,6 +148,57 @@ def test_who_finds_the_turn_taken_waits_for_it() -> None:
     assert [2, 1, 1] == [take(subject, 0).remaining for subject in "abc"]
 
 
+class AskedAgain(FakeClock):
+    """Asks the storage from within its own turn, as a signal handler does, or a `__del__` that the collector runs."""
+
+    question: Callable[[], object] | None = None
+
+    def microseconds(self) -> int:
+        question, self.question = self.question, None
+        if question is not None:
+            question()
+        return super().microseconds()
+
+
+def test_who_asks_from_within_a_decision_of_the_same_thread_is_told_so_instead_of_waiting_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("resilience.storage.memory._PATIENCE", 3_600)
+    clock = AskedAgain()
+    storage = MemoryStorage(clock=clock)
+    take = storage.taker("scope", LIMIT)
+    actions: list[Callable[[], object]] = [
+        lambda: take("a", 1),
+        lambda: storage.take([charge("a"), charge("b")]),
+        lambda: storage.give_back([Refund("scope", "a", LIMIT, 1)]),
+    ]
+    for act in actions:
+        clock.question = act
+        with pytest.raises(StorageBusy, match="Do not rate limit in signal handlers or in __del__"):
+            act()
+        assert 2 == take("a", 0).remaining, "nothing was taken, and the turn was given back"
+
+
+def test_who_swallows_that_lets_the_decision_that_was_interrupted_go_on() -> None:
+    clock = AskedAgain()
+    take = MemoryStorage(clock=clock).taker("scope", LIMIT)
+
+    def interrupt() -> None:
+        with pytest.raises(StorageBusy):
+            take("a", 1)
+
+    clock.question = interrupt
+    assert (True, 1) == (take("a", 1).allowed, take("a", 0).remaining)
+
+
+def test_nobody_waits_for_ever_for_a_turn_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resilience.storage.memory._PATIENCE", 0.05)
+    storage = MemoryStorage(clock=FakeClock())
+    del storage._turn[0]
+    with pytest.raises(StorageBusy):
+        storage.take([charge("a")])
+
+
 def test_a_child_that_is_forked_while_a_thread_has_the_turn_is_not_stuck() -> None:
     storage = MemoryStorage(clock=FakeClock())
     del storage._turn[0]
@@ -208,6 +260,11 @@ def floor_of(kind: str, limit: Limit) -> int:
     return {"none": 0, "some": limit.capacity // 3, "debt": -limit.debt(2.5), "deep": -limit.debt(86_400)}[kind]
 
 
+def stored_in(storage: MemoryStorage) -> Bucket | None:
+    """The only bucket."""
+    return next((Bucket(*bucket) for bucket in storage._buckets.values()), None)
+
+
 @settings(max_examples=many(300))
 @given(one=limits, other=limits, steps=steps)
 def test_every_way_to_decide_agrees_with_the_core(
@@ -227,6 +284,7 @@ def test_every_way_to_decide_agrees_with_the_core(
             assert [expected, expected] == answers
             assert [expected.quotas, expected.quotas] == [answer.quotas for answer in answers]
             bucket = bucket if stored is None else stored[0]
+            assert [bucket, bucket] == [stored_in(storage) for storage in (quick, slow)]
         else:
             refund = Refund("scope", "subject", limit, cost if action == "back" else None)
             for storage in (quick, slow):
@@ -237,7 +295,7 @@ def test_every_way_to_decide_agrees_with_the_core(
 @settings(max_examples=many(200))
 @given(
     pair=st.tuples(limits, limits),
-    moves=st.lists(st.tuples(st.integers(0, 2_000_000), st.integers(0, 30)), max_size=30),
+    moves=st.lists(st.tuples(st.integers(-2_000_000, 2_000_000), st.integers(0, 30)), max_size=30),
 )
 def test_several_limits_together_agree_with_the_core(pair: tuple[Limit, Limit], moves: list[tuple[int, int]]) -> None:
     clock = FakeClock()

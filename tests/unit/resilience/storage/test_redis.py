@@ -119,6 +119,15 @@ def test_an_address_is_read_as_redis_py_reads_it(uri: str, kind: type, expected:
     assert {"max_connections", "timeout"}.isdisjoint(options)
 
 
+@pytest.mark.parametrize("scheme", ["redis", "valkeys", "redis+unix"])
+def test_an_option_that_nobody_knows_is_refused_at_once(scheme: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(scheme)}:// with an option that redis-py does not take: .*'colour'"
+    ) as caught:
+        RedisStorage(f"{scheme}://user:secret@h/1?colour=blue")
+    assert "secret" not in str(caught.value)
+
+
 def test_the_timeouts_are_the_storages_and_nothing_is_tried_again() -> None:
     _, options = connection_options("redis://h?socket_timeout=9&socket_connect_timeout=9&protocol=3", timeout=0.25)
     assert (0.25, 0.25, 2) == (options["socket_timeout"], options["socket_connect_timeout"], options["protocol"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from resilience.storage.forms import parse_servers
 from resilience.storage.sentinel import RedisSentinelStorage, _Primary
 
@@ -23,6 +25,11 @@ def test_sentinels_have_some_of_their_own() -> None:
     assert ("w", "a@b") == (sentinels["username"], sentinels["password"])
     assert ("user", "p@ss") == (servers["username"], servers["password"])
     assert not any(name.startswith("sentinel") for name in (*servers, *sentinels))
+
+
+def test_an_option_that_nobody_knows_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="'colour'"):
+        RedisSentinelStorage("redis+sentinel://h/s?colour=blue")
 
 
 def test_tls_and_its_options_are_for_both() -> None:

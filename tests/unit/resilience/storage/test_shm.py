@@ -99,9 +99,9 @@ def test_every_walk_is_decided_as_the_pure_core_decides_it(
         if what == "reopen":
             storage.close()
         expected, stored = decide(charges, buckets, clock.microseconds())
-        if stored is not None:  # a charge of 0 looks, it writes nothing
+        if stored is not None:  # a charge of 0 looks, it writes nothing but the time that went backwards
             written = zip(keys, charges, stored, strict=True)
-            oracle |= {key: bucket for key, charge, bucket in written if charge.cost}
+            oracle |= {key: bucket for key, charge, bucket in written if charge.cost or not expected.allowed}
         (scope, _, limit, cost, floor, _), *_ = charges
         decided = quick.taker(scope, limit, floor)(subject, cost) if what == "taker" else storage.take(charges)
         assert expected == decided
@@ -176,6 +176,28 @@ def test_a_denial_and_a_look_write_nothing(storage: SharedMemoryStorage) -> None
     assert storage.take([charge(cost=0)]).allowed
     assert not storage.take([charge(cost=3), charge("t")]).allowed
     assert 0 == len(storage)
+
+
+def test_after_the_clock_went_backwards_who_is_denied_waits_no_longer_than_told(
+    storage: SharedMemoryStorage, clock: FakeClock
+) -> None:
+    take = storage.taker("scope", LIMIT)
+    asks: list[Callable[[], Decision]] = [
+        lambda: take("s", 1),
+        lambda: storage.take([charge("s"), charge("t", cost=0)]),
+    ]
+    for ask in asks:
+        assert storage.take([charge("s", 2)]).allowed
+        clock.advance(-3_600)
+        assert (False, 60.0) == ((denied := ask()).allowed, denied.retry_after)
+        assert (LIMIT.capacity - 2 * LIMIT.unit, clock.microseconds(), LIMIT.unit) == stored_bucket(
+            storage, "scope", "s"
+        )
+        clock.advance(59)
+        assert (False, 1.0) == ((denied := ask()).allowed, denied.retry_after)
+        clock.advance(1)
+        assert ask().allowed
+        storage.give_back([Refund("scope", "s", LIMIT, None)])
 
 
 def test_a_bucket_that_is_filled_leaves_its_place(storage: SharedMemoryStorage) -> None:

@@ -278,6 +278,71 @@ def test_a_refund_that_finds_the_primary_gone_is_its_failure(way: Way) -> None:
     assert (False, 1, 1) == (storage.available, frail.remaining(), storage.snapshot().changes)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_was_taken_here_is_not_given_to_the_primary(way: Way, workers: int) -> None:
+    _, frail, storage = made(workers=workers, down=True)
+    (quota,) = way(storage)("s", 2).quotas
+    frail.down = False
+    storage._probe_once()
+    way(storage)("s", 2)
+    storage.give_back([Refund("scope", "s", quota.limit, 2)])
+    assert 1 == frail.remaining()
+    frail.down = True
+    assert -(-3 // workers) == way(storage)("s", 0).remaining, "it is back where it was"
+
+
+def test_what_was_never_taken_is_given_back_to_nobody(way: Way) -> None:
+    _, frail, storage = made()
+    lenient = storage.deciding("allow")
+    way(storage)("s", 2)
+    frail.down = True
+    way(storage)("s", 2)
+    (quota,) = way(lenient)("s", 2).quotas
+    lenient.give_back([Refund("scope", "s", quota.limit, 2)])
+    storage.give_back([Refund("scope", "s", quota.limit, 2)])
+    assert 1 == way(storage)("s", 0).remaining
+    frail.down = False
+    storage._probe_once()
+    lenient.give_back([Refund("scope", "s", quota.limit, 2)])
+    assert 1 == frail.remaining()
+
+
+def test_a_view_gives_back_what_another_one_took_here(way: Way) -> None:
+    _, _, storage = made(down=True)
+    (quota,) = way(storage)("s", 3).quotas
+    storage.deciding("allow").give_back([Refund("scope", "s", quota.limit, 2)])
+    assert 2 == way(storage)("s", 0).remaining
+
+
+def test_what_the_primary_may_have_taken_back_is_not_given_back_here_too(way: Way) -> None:
+    _, frail, storage = made()
+    frail.error = StorageBusy("frail://: busy")
+    way(storage)("s", 2)
+    storage.give_back([Refund("scope", "s", LIMIT, 1)])
+    assert 1 == way(storage)("s", 0).remaining
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"), (OSError(), "OSError")],
+)
+def test_an_error_of_the_system_is_a_failure_as_well(
+    way: Way, error: OSError, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, frail, storage = made()
+    take = way(storage)
+    frail.error = error
+    assert take("s", 1).allowed
+    assert (False, 1) == (storage.available, storage.snapshot().failures)
+    frail.error = None
+    storage._probe_once()
+    frail.error = error
+    storage.give_back([Refund("scope", "s", LIMIT, 1)])
+    assert not storage.available
+    line = f"frail:// did not decide: {text}; deciding local until it answers again"
+    assert [line, line] == [record.getMessage() for record in caplog.records if "answers again," not in record.message]
+
+
 def test_a_token_of_the_share_goes_back_to_the_share_whoever_decides_now() -> None:
     _, frail, storage = made(workers=2, down=True)
     (quota,) = storage.take([Charge("scope", "s", LIMIT, 2)]).quotas
