@@ -47,7 +47,7 @@ containers that share the memory may have the same number, and then each takes t
 PATIENCE: Final = 0.004
 """Seconds to wait for a lock whose holder stands still; with the last pause it comes to less than 5 ms."""
 
-LONGEST: Final = 0.25
+LONGEST: Final = 1.0
 """Seconds to wait for a lock whose holder runs, waits for a processor (a machine with more to do than it can) or cannot be
 seen (of another container)."""
 

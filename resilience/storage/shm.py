@@ -57,7 +57,7 @@ class SharedMemoryStorage:
 
     The file is opened, or made, by the first decision. `StorageUnavailable` says why it cannot be, and what to do.
     `StorageBusy` says that a process which stands still (stopped by a signal, say) holds the lock of the bucket, which is
-    one of 64: after 5 ms at most, and at once for those who ask next. It says so after a quarter of a second where the
+    one of 64: after 5 ms at most, and at once for those who ask next. It says so after a second where the
     holder runs but the machine has too much to do, where it cannot be seen because it is of another container, and to a
     signal handler that asks in the middle of a decision. A process that is killed, at any instant, leaves every bucket
     whole and every lock free.

@@ -336,6 +336,7 @@ def test_folders_of_masters_that_were_killed_are_removed_at_the_next_start(tmp_p
             assert [f"seawall-{os.geteuid()}-{service.pid}"] == [folder.name for folder in Path(runtime).iterdir()]
 
 
+@pytest.mark.alone  # its folder has the longest name that still fits
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     with running_service(tmp_path, xdg_runtime_dir=tmp_path) as service:
         (folder,) = tmp_path.glob(f"seawall-*-{service.pid}")

@@ -7,6 +7,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,6 +43,7 @@ def test_a_thousand_greenlets_wait_inside_one_breaker_at_once() -> None:
     assert ["1000 1000"] == printed
 
 
+@pytest.mark.alone
 def test_of_a_crowd_only_the_permitted_probes_reach_the_backend_again() -> None:
     printed = run_patched(
         """

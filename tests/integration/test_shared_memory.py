@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.untraced import without_coverage
+
 ROOT = Path(__file__).parents[2]
 
 PRELUDE = """
@@ -81,6 +83,7 @@ def run(script: str, path: Path, kind: str = "mutexes", *, patched: bool = False
     finished = subprocess.run(
         [sys.executable, "-W", "error", "-c", first + PRELUDE + textwrap.dedent(script), str(path), kind],
         cwd=ROOT,
+        env=without_coverage(),
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resilience import MemoryStorage, RateLimiter
+from tests.support.untraced import without_coverage
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +27,7 @@ def run(program: str, *, patched: bool) -> Any:
         check=True,
         timeout=60,
         cwd=ROOT,
+        env=without_coverage(),
     )
     return json.loads(done.stdout)
 

@@ -201,7 +201,7 @@ def test_a_holder_that_goes_on_is_waited_for_again(
         seconds_of(clock, lambda: stripes.take_all([handle]))
         clock.advance(0.3)
         monkeypatch.setattr(locks, "stands_still", lambda handle: False)
-        assert 0.25 <= seconds_of(clock, lambda: stripes.take_all([handle])) <= 0.251
+        assert 1.0 <= seconds_of(clock, lambda: stripes.take_all([handle])) <= 1.001
 
 
 def test_a_holder_that_only_waits_for_a_processor_is_waited_for_longer(
@@ -209,9 +209,9 @@ def test_a_holder_that_only_waits_for_a_processor_is_waited_for_longer(
 ) -> None:
     handle = locks.handles[0]
     with held_by_another_thread(locks, handle):
-        assert 0.25 <= seconds_of(clock, lambda: stripes.take_all([handle])) <= 0.251
+        assert 1.0 <= seconds_of(clock, lambda: stripes.take_all([handle])) <= 1.001
         assert {} == stripes._stalls, "and is no stall: the next to ask waits as well"
-        assert 0.25 <= seconds_of(clock, lambda: stripes.take_all([handle])) <= 0.251
+        assert 1.0 <= seconds_of(clock, lambda: stripes.take_all([handle])) <= 1.001
 
 
 @pytest.mark.parametrize("locks", [RobustMutexes], indirect=True)
@@ -221,7 +221,7 @@ def test_a_holder_that_cannot_be_seen_is_waited_for_as_long_and_then_not_at_all(
     handle = locks.handles[0]
     monkeypatch.setattr(locks, "stands_still", lambda handle: None)
     with held_by_another_thread(locks, handle):
-        assert 0.25 <= seconds_of(clock, lambda: stripes.insist(handle, errno.EBUSY)) <= 0.251
+        assert 1.0 <= seconds_of(clock, lambda: stripes.insist(handle, errno.EBUSY)) <= 1.001
         assert 0 == seconds_of(clock, lambda: stripes.take_all([handle]))
         clock.advance(0.3)
         assert 0 == seconds_of(clock, lambda: stripes.take_all([handle])), "it has still not been seen to go on"
@@ -350,7 +350,7 @@ def test_a_lock_asked_for_by_its_holder_is_refused_in_the_end_and_stays_its(
     handle = locks.handles[0]
     locks.try_lock(handle)
     for ask in (lambda: stripes.insist(handle, locks.try_lock(handle)), lambda: stripes.take_all([handle])):
-        assert seconds_of(clock, ask) <= 0.251
+        assert seconds_of(clock, ask) <= 1.001
     assert errno.EDEADLK == locks.try_lock(handle)
     locks.unlock(handle)
 
