@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests.support.untraced import without_coverage
 
 __all__ = ["Crowd"]
 
@@ -21,7 +22,7 @@ class Crowd:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.load_client", *arguments],
             cwd=Path(__file__).parents[2],
-            env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
+            env=without_coverage(),
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -24,6 +24,7 @@ from typing import Any
 from resilience.core.limiter import Charge, Limit
 from resilience.storage.address import open_storage
 from resilience.storage.standin import StandInStorage
+from tests.support.untraced import without_coverage
 
 __all__ = ["BURST", "Hammering"]
 
@@ -42,7 +43,7 @@ class Hammering:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.hammering", uri, callers, str(self._broken)],
             cwd=Path(__file__).parents[2],
-            env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
+            env=without_coverage(),
             stdout=subprocess.PIPE,
             text=True,
         )

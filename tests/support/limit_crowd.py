@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple
 from resilience.core.limiter import Decision, Limit
 from resilience.errors import StorageBusy
 from resilience.ports import LimitStorage
+from tests.support.untraced import without_coverage
 
 __all__ = ["Admission", "Crowd", "Manner", "Seen", "Task", "certain_burst"]
 
@@ -131,7 +132,7 @@ def _started(task: Task) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tests.support.limit_crowd", json.dumps(asdict(task))],
         cwd=Path(__file__).parents[2],
-        env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
+        env=without_coverage(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

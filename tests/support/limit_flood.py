@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.untraced import without_coverage
+
 __all__ = ["Reading", "Task", "flooded"]
 
 
@@ -62,7 +64,7 @@ def flooded(task: Task, timeout: float = 100.0) -> list[Reading]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.limit_flood", json.dumps(asdict(task))],
         cwd=Path(__file__).parents[2],
-        env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
+        env=without_coverage(),
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.untraced import without_coverage
+
 __all__ = ["Call", "Callers", "Calls"]
 
 
@@ -50,7 +52,7 @@ class Callers:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.limited_callers", *arguments],
             cwd=Path(__file__).parents[2],
-            env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
+            env=without_coverage(),
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout is not None
