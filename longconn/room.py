@@ -18,8 +18,9 @@ __all__ = ["Room"]
 EVICTED_SHARE = 100
 SPARE_VICTIMS = 8
 """So many more are looked at than are to go: some of them may just have sent something."""
-PATIENCE = 0.25
-"""For how long newcomers wait in the kernel's queue, in seconds, before they hear that there is no room."""
+PATIENCE = 1.0
+"""For how long newcomers wait in the kernel's queue, in seconds, before they hear that there is no room: long enough that on a
+slow machine the answers to those who just came are under way, and it shows who does not read them."""
 SHORTEST_REST = 0.005
 """For how long, in seconds, nobody is looked for again after nobody was found."""
 YOUNG_TICKS = 10
