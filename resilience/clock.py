@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["SYSTEM_CLOCK", "SystemClock"]
+__all__ = ["SYSTEM_CLOCK", "SystemClock", "epoch_seconds"]
 
 
 class SystemClock:
     """The monotonic clock of the operating system."""
 
-    def seconds(self) -> float:
-        """Seconds since some fixed moment."""
-        return time.monotonic()
+    seconds = staticmethod(time.monotonic)
+    """Seconds since some fixed moment."""
 
     def microseconds(self) -> int:
         """Whole microseconds since some fixed moment."""
@@ -25,3 +24,8 @@ class SystemClock:
 
 SYSTEM_CLOCK = SystemClock()
 """Shared by every policy that is given no other clock."""
+
+
+def epoch_seconds() -> float:
+    """Seconds since 1970, to be shown to people. They jump when the machine's clock is set: nothing is decided by them."""
+    return time.time()

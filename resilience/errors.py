@@ -3,7 +3,7 @@
     ResilienceError
     ├── Rejected(retry_after)       the call was not made
     │   ├── RateLimited             429  the bucket does not hold the cost
-    │   └── CircuitOpen             503  (in resilience.decorators.breaker: it is a pybreaker.CircuitBreakerError too)
+    │   └── CircuitOpen             503  (in resilience.decorators.refusal: it is a pybreaker.CircuitBreakerError too)
     └── StorageUnavailable          the shared storage did not answer; the policy decides what follows
         └── StorageBusy             it did not answer this caller; to others it may
 

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from resilience.ports import LimitStorage
 from resilience.storage.denials import RememberedDenials
-from resilience.storage.forms import FORMS, SERVER_KINDS, parse_servers, wrong_address
+from resilience.storage.forms import FORMS, SERVER_KINDS, require_one_server
 from resilience.storage.leases import LeasingStorage
 from resilience.storage.memory import MemoryStorage
 from resilience.storage.standin import OnStoreFailure, StandInStorage
@@ -80,7 +80,7 @@ def _shared_memory(uri: str) -> LimitStorage:
 
 def _server(uri: str, scheme: str, *, timeout: float, namespace: str) -> LimitStorage:
     if not SERVER_KINDS[scheme]:
-        _require_one_server(uri, scheme)
+        require_one_server(uri, scheme)
     try:
         opened = _opener(scheme)(uri, timeout=timeout, namespace=namespace)
     except ModuleNotFoundError as error:
@@ -101,12 +101,3 @@ def _opener(scheme: str) -> Callable[..., LimitStorage]:
     from resilience.storage.redis import RedisStorage
 
     return RedisStorage
-
-
-def _require_one_server(uri: str, scheme: str) -> None:
-    """What redis-py takes for granted: it would go to another host, or the first database, without a word."""
-    servers = parse_servers(uri, default_port=6_379)
-    if len(servers.nodes) > 1:
-        raise wrong_address(scheme, "it names more than one server")
-    if len(servers.path) > 1 or not all(part.isascii() and part.isdecimal() for part in servers.path):
-        raise wrong_address(scheme, "behind the server stands the number of a database, if anything")

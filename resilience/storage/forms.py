@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
-__all__ = ["FORMS", "SERVER_KINDS", "Servers", "parse_servers", "wrong_address"]
+__all__ = ["FORMS", "SERVER_KINDS", "Servers", "parse_servers", "require_one_server", "wrong_address"]
 
 FORMS = (
     "memory://[?buckets=N]",
@@ -88,6 +88,15 @@ def _host_and_port(scheme: str, position: int, text: str, default_port: int) -> 
     if not 0 < port < 65_536:
         raise wrong_address(scheme, f"the port of server {position} is not between 1 and 65535")
     return match["bracketed"] or match["plain"], port
+
+
+def require_one_server(uri: str, scheme: str) -> None:
+    """Refuse what redis-py takes for granted: it would go to another host, or the first database, without a word."""
+    servers = parse_servers(uri, default_port=6_379)
+    if len(servers.nodes) > 1:
+        raise wrong_address(scheme, "it names more than one server")
+    if len(servers.path) > 1 or not all(part.isascii() and part.isdecimal() for part in servers.path):
+        raise wrong_address(scheme, "behind the server stands the number of a database, if anything")
 
 
 def wrong_address(scheme: str, reason: str) -> ValueError:

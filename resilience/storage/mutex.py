@@ -30,7 +30,17 @@ from typing import Any, Final, NamedTuple, Protocol
 from resilience.clock import SYSTEM_CLOCK
 from resilience.errors import StorageBusy, StorageUnavailable
 
-__all__ = ["LOCK_SIZE", "NOT_TAKEN", "Handle", "Locks", "RecordLocks", "RobustMutexes", "Stripes", "best_locks"]
+__all__ = [
+    "LOCK_SIZE",
+    "NOT_TAKEN",
+    "Handle",
+    "Locks",
+    "RecordLocks",
+    "RobustMutexes",
+    "Stripes",
+    "Words",
+    "best_locks",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -263,14 +273,23 @@ class _Stall(NamedTuple):
     until: float  # the second of the system's clock up to which it is taken for granted
 
 
+class Words(NamedTuple):
+    """How messages speak of what the locks of a file are for."""
+
+    thing: str = "bucket"
+    work: str = "decision"
+    stall: str = "decisions over one bucket in {} are left to on_store_failure"
+
+
 class Stripes:
     """The locks of one file, and how they are waited for. `title` names the file in messages."""
 
-    __slots__ = ("_locks", "_silent_until", "_stalls", "_title", "handles", "try_lock", "unlock")
+    __slots__ = ("_locks", "_silent_until", "_stalls", "_title", "_words", "handles", "try_lock", "unlock")
 
-    def __init__(self, locks: Locks, title: str) -> None:
+    def __init__(self, locks: Locks, title: str, words: Words = Words()) -> None:  # noqa: B008  # it is frozen
         self._locks = locks
         self._title = title
+        self._words = words
         self._stalls: dict[Handle, _Stall] = {}
         self._silent_until = 0.0
         self.handles = locks.handles
@@ -391,17 +410,16 @@ class Stripes:
             return
         self._silent_until = now + _SILENCE
         _LOG.warning(
-            "%s: thread %s holds a lock and does not go on; decisions over one bucket in %d are left to "
-            "on_store_failure until it continues or is killed",
+            "%s: thread %s holds a lock and does not go on; %s until it continues or is killed",
             self._title,
             holder or "unknown",
-            len(self.handles),
+            self._words.stall.format(len(self.handles)),
         )
 
     def _busy(self) -> StorageBusy:
         return StorageBusy(
-            f"{self._title}: another process holds the bucket's lock and does not go on, or a signal handler asks in the "
-            "middle of a decision"
+            f"{self._title}: another process holds the {self._words.thing}'s lock and does not go on, or a signal handler "
+            f"asks in the middle of a {self._words.work}"
         )
 
     def _error(self, status: int) -> StorageUnavailable:

@@ -2,7 +2,7 @@
 
     0       the header: what this is, its measures, a secret for the keys, and the boot since which its times count
     4096    the locks, 64 bytes each
-    then    the table
+    then    rows of one size: what they hold is a matter of the file's form
 
 The file is made without a name and linked to its name when it is ready, so nobody ever sees half of one, and a kill on
 the way leaves nothing behind. All its bytes are reserved, so that a full file system is told of at once, and not by a
@@ -29,12 +29,11 @@ from resilience.errors import StorageUnavailable
 from resilience.storage.mutex import LOCK_SIZE, Locks
 from resilience.storage.table import KEY_SIZE, PLACES, ROW_SIZE
 
-__all__ = ["LAYOUT", "Segment", "attach"]
+__all__ = ["BUCKETS", "LAYOUT", "Form", "Segment", "attach"]
 
 LAYOUT: Final = 1
-"""Of the file. It changes with every change of the header, the locks or the table."""
+"""Of a file of buckets. It changes with every change of the header, the locks or the table."""
 
-_MAGIC: Final = b"seawall\n"
 _HEADER: Final = struct.Struct("=8sIIIIQ16s36s")
 _HEADER_SIZE: Final = 4096
 _MOST_STRIPES: Final = 64
@@ -43,8 +42,31 @@ _PAUSE: Final = 0.001  # seconds between tries, of which the second rarely comes
 _NAMELESS_FILES: bool = hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").is_dir()
 
 
+class Form(NamedTuple):
+    """What a file holds, told from other files by `magic` (8 bytes) and `layout`: rows of `row_size` bytes, each for `places`
+    of what is kept. `option` is how an address says how many those are."""
+
+    magic: bytes
+    layout: int
+    places: int
+    row_size: int
+    option: str
+
+    def rows(self, places: int) -> int:
+        """How many rows hold so many."""
+        return -(-places // self.places)
+
+    def size(self, rows: int) -> int:
+        """Bytes of a file of so many rows."""
+        return _HEADER_SIZE + _stripes(rows) * LOCK_SIZE + rows * self.row_size
+
+
+BUCKETS: Final = Form(b"seawall\n", LAYOUT, PLACES, ROW_SIZE, "buckets")
+"""The file of the rate limiter."""
+
+
 class Segment(NamedTuple):
-    """An open file: `memory` shared with everybody who opened it, `rows` rows of the table from `start` on."""
+    """An open file: `memory` shared with everybody who opened it, `rows` rows from `start` on."""
 
     memory: mmap.mmap
     locks: Locks
@@ -69,50 +91,47 @@ class _ChangedMeanwhileError(Exception):
     """Another process made, or removed, the file: look again."""
 
 
-def attach(path: Path, *, buckets: int, kind: type[Locks]) -> Segment:
-    """Open the file at `path`, or make it, for `buckets` buckets (an existing one keeps its size) and locks of `kind`.
+def attach(path: Path, *, places: int, kind: type[Locks], form: Form = BUCKETS) -> Segment:
+    """Open the file of that `form` at `path`, or make it, for `places` places (an existing one keeps its size) and locks of
+    `kind`.
 
     Raises `StorageUnavailable`, saying what to do, when it cannot be made, is not ours, or is something else.
     """
-    rows = -(-buckets // PLACES)
+    rows = form.rows(places)
     for _ in range(_TRIES):
         try:
-            return _kept(path) or _open(path, kind)
+            return _kept(path) or _open(path, kind, form)
         except FileNotFoundError:
             pass
         except _ChangedMeanwhileError:
             SYSTEM_CLOCK.sleep(_PAUSE)
             continue
         except OSError as error:
-            raise StorageUnavailable(f"{path}: {_advice(error, path, _size(rows))}") from error
+            raise StorageUnavailable(f"{path}: {_advice(error, path, form, rows)}") from error
         try:
-            return _make(path, rows, kind)
+            return _make(path, rows, kind, form)
         except FileExistsError:
             continue
         except OSError as error:
-            raise StorageUnavailable(f"{path}: {_advice(error, path, _size(rows))}") from error
+            raise StorageUnavailable(f"{path}: {_advice(error, path, form, rows)}") from error
     raise StorageUnavailable(
         f"{path}: it is of an earlier boot, and another process that replaces it does not go on: end it"
     )
 
 
-def _advice(error: OSError, path: Path, size: int) -> str:
+def _advice(error: OSError, path: Path, form: Form, rows: int) -> str:
     if error.errno == errno.ELOOP:
         return "it is a symbolic link: remove it, or name the file that it points to"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"no room for {size:,} bytes on its file system: enlarge that (docker run --shm-size), "
-            "remove what is not needed, or ask for less with ?buckets="
+            f"no room for {form.size(rows):,} bytes on its file system: enlarge that (docker run --shm-size), "
+            f"remove what is not needed, or ask for less with ?{form.option}="
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return "this process may not open it: choose another name, or run all workers as the file's owner"
     if error.errno == errno.ENOENT:
         return f"there is no folder {path.parent}: make it, or name another"
     return f"it cannot be opened ({error.strerror})"
-
-
-def _size(rows: int) -> int:
-    return _HEADER_SIZE + _stripes(rows) * LOCK_SIZE + rows * ROW_SIZE
 
 
 def _stripes(rows: int) -> int:
@@ -139,24 +158,24 @@ def _kept(path: Path) -> Segment | None:
     return segments[0] if segments else None
 
 
-def _open(path: Path, kind: type[Locks]) -> Segment:
+def _open(path: Path, kind: type[Locks], form: Form) -> Segment:
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with _closing(descriptor) as keep:
-        header = _checked(path, descriptor, kind)
+        header = _checked(path, descriptor, kind, form)
         if header.boot != _boot():
             _remove(path, descriptor)
             raise _ChangedMeanwhileError
-        return keep(_mapped(descriptor, header.rows, header.secret, kind))
+        return keep(_mapped(descriptor, header.rows, header.secret, kind, form))
 
 
-def _make(path: Path, rows: int, kind: type[Locks]) -> Segment:
+def _make(path: Path, rows: int, kind: type[Locks], form: Form) -> Segment:
     secret = secrets.token_bytes(KEY_SIZE)
     with _blank(path.parent) as (descriptor, name), _closing(descriptor) as keep:
         os.fchmod(descriptor, 0o600)
-        _reserve(descriptor, _size(rows))
-        segment = _mapped(descriptor, rows, secret, kind)
+        _reserve(descriptor, form.size(rows))
+        segment = _mapped(descriptor, rows, secret, kind, form)
         segment.locks.prepare()
-        header = _Header(_MAGIC, LAYOUT, kind.code, PLACES, _stripes(rows), rows, secret, _boot())
+        header = _Header(form.magic, form.layout, kind.code, form.places, _stripes(rows), rows, secret, _boot())
         _HEADER.pack_into(segment.memory, 0, *header)
         _link(name, path)
         return keep(segment)
@@ -199,8 +218,8 @@ def _link(source: Path, path: Path) -> None:
         os.close(folder)
 
 
-def _mapped(descriptor: int, rows: int, secret: bytes, kind: type[Locks]) -> Segment:
-    memory = mmap.mmap(descriptor, _size(rows))
+def _mapped(descriptor: int, rows: int, secret: bytes, kind: type[Locks], form: Form) -> Segment:
+    memory = mmap.mmap(descriptor, form.size(rows))
     status = os.fstat(descriptor)
     locks = kind(memory, descriptor, _HEADER_SIZE, _stripes(rows))
     start = _HEADER_SIZE + _stripes(rows) * LOCK_SIZE
@@ -228,7 +247,7 @@ def _closing(descriptor: int) -> Iterator[Callable[[Segment], Segment]]:
             os.close(descriptor)
 
 
-def _checked(path: Path, descriptor: int, kind: type[Locks]) -> _Header:
+def _checked(path: Path, descriptor: int, kind: type[Locks], form: Form) -> _Header:
     """The file's header. Raises `StorageUnavailable` unless the file is ours, private and one that this code reads."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -242,14 +261,14 @@ def _checked(path: Path, descriptor: int, kind: type[Locks]) -> _Header:
         raise StorageUnavailable(f"{path}: other users may open it: chmod 600, or remove it")
     data = os.pread(descriptor, _HEADER.size, 0)
     header = _Header(*_HEADER.unpack(data)) if len(data) == _HEADER.size else None
-    if header is None or header.magic != _MAGIC:
+    if header is None or header.magic != form.magic:
         raise StorageUnavailable(f"{path}: it holds something else: remove it, or choose another name")
-    if (header.layout, header.locks, header.places) != (LAYOUT, kind.code, PLACES):
+    if (header.layout, header.locks, header.places) != (form.layout, kind.code, form.places):
         raise StorageUnavailable(
             f"{path}: another version of this library, or a build for another system, made it: choose another name, or "
             "stop its users and remove it"
         )
-    if header.rows < 1 or header.stripes != _stripes(header.rows) or status.st_size != _size(header.rows):
+    if header.rows < 1 or header.stripes != _stripes(header.rows) or status.st_size != form.size(header.rows):
         raise StorageUnavailable(f"{path}: it is damaged: stop its users and remove it")
     return header
 

@@ -23,9 +23,9 @@ from resilience.storage.forms import Servers, parse_servers, wrong_address
 from resilience.storage.nodes import TROUBLE, Address, asked, connector, exchange, stay_in_copy
 from resilience.storage.redis import RedisStorage
 
-__all__ = ["RedisSentinelStorage"]
+__all__ = ["SENTINEL_PORT", "Primary", "RedisSentinelStorage"]
 
-_SENTINEL_PORT = 26_379
+SENTINEL_PORT = 26_379
 _SEARCH = 1.0
 """Seconds in which a primary is found, or not."""
 _LOOK_EVERY = 1.0
@@ -57,8 +57,8 @@ class RedisSentinelStorage(RedisStorage):
     def __init__(
         self, uri: str, *, timeout: float = 0.05, namespace: str = "seawall", clock: Clock | None = None
     ) -> None:
-        servers = parse_servers(uri, default_port=_SENTINEL_PORT)
-        self._primary = primary = _Primary(servers, timeout=timeout)
+        servers = parse_servers(uri, default_port=SENTINEL_PORT)
+        self._primary = primary = Primary(servers, timeout=timeout)
         super().__init__(primary.client_uri, timeout=timeout, namespace=namespace, clock=clock)
         # Not by way of `connect`: what takes an address apart there may refuse several servers.
         self.uri = servers.uri
@@ -85,7 +85,7 @@ class RedisSentinelStorage(RedisStorage):
         super().close()
 
 
-class _Primary:
+class Primary:
     """Finds the primary of a service, and notices when it is another one."""
 
     def __init__(self, servers: Servers, *, timeout: float) -> None:
@@ -181,7 +181,7 @@ def _nobody() -> None:
     """Whom to tell, before there is somebody."""
 
 
-def _keep_looking(reference: weakref.ref[_Primary], stopped: threading.Event, process: int) -> None:
+def _keep_looking(reference: weakref.ref[Primary], stopped: threading.Event, process: int) -> None:
     try:
         while not stopped.wait(_LOOK_EVERY) and os.getpid() == process:
             primary = reference()

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import re
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from resilience.clock import SYSTEM_CLOCK
 from resilience.core.limiter import Charge, Decision, Limit, Refund, advance, give_back
 from resilience.ports import Clock, Taker
 from resilience.storage.mutex import NOT_TAKEN, Handle, Locks, Stripes, best_locks
 from resilience.storage.segment import LAYOUT, Segment, attach
+from resilience.storage.shared_file import Addresses
 from resilience.storage.table import KEY_SIZE, PLACES, Table
 
 __all__ = ["DEFAULT_BUCKETS", "SharedMemoryStorage"]
@@ -26,11 +22,7 @@ _LOG = logging.getLogger(__name__)
 DEFAULT_BUCKETS: Final = 65_536
 """5.5 MB: fits the 64 MB that a container has in /dev/shm."""
 
-_MOST_BUCKETS: Final = 2**24
-_DEFAULT_NAME: Final = "limits"
-_FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())  # noqa: S108
-
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_ADDRESSES: Final = Addresses(default="limits", ending=str(LAYOUT), option="buckets", most=2**24)
 _LOOK_EVERY: Final = 1_000_000  # microseconds
 
 # In each process, where buckets are is remembered for so many callers: to work it out takes as long as half a decision.
@@ -72,7 +64,7 @@ class SharedMemoryStorage:
 
     def __init__(self, uri: str = "shm://", *, clock: Clock = SYSTEM_CLOCK, _kind: type[Locks] | None = None) -> None:
         self.uri = uri
-        self.path, self._buckets = _parse(uri)
+        self.path, self._buckets = _ADDRESSES.parse(uri)
         self._now = clock.microseconds
         self._kind = _kind or best_locks()
         self._opened: _Opened | None = None
@@ -163,7 +155,7 @@ class SharedMemoryStorage:
 
     def _open(self) -> _Opened:
         asked = self._buckets or DEFAULT_BUCKETS
-        segment = attach(self.path, buckets=asked, kind=self._kind)
+        segment = attach(self.path, places=asked, kind=self._kind)
         there = segment.rows * PLACES
         if self._buckets and there != -(-asked // PLACES) * PLACES:
             _LOG.warning(
@@ -270,41 +262,3 @@ class _Homes(dict[str, dict[str, _Home]]):
 
     def __missing__(self, scope: str) -> dict[str, _Home]:
         return self.setdefault(scope, {})
-
-
-def _parse(uri: str) -> tuple[Path, int | None]:
-    """The file that an address names, and the number of buckets if it says one."""
-    parts = urlsplit(uri)
-    if parts.scheme != "shm" or not uri.startswith("shm://") or parts.fragment:
-        raise ValueError(f"{uri!r} names no shared memory: use shm://, shm://name or shm:///absolute/path")
-    buckets = _parse_buckets(uri, parts.query)
-    path = unquote(parts.path)
-    if parts.netloc:
-        if path not in ("", "/") or not _NAME.fullmatch(parts.netloc):
-            raise ValueError(
-                f"{uri!r}: a name is up to 64 letters, digits, dots, dashes and underscores, and does not begin with a dot; "
-                "a path has three slashes, shm:///absolute/path"
-            )
-        return _named(parts.netloc), buckets
-    if not path:
-        return _named(_DEFAULT_NAME), buckets
-    if path.endswith("/") or "\0" in path:
-        raise ValueError(f"{uri!r}: the path is that of a file")
-    return Path(path), buckets
-
-
-def _named(name: str) -> Path:
-    # The user and the layout are part of the name, so that neither another user's service nor another version is in the way.
-    return _FOLDER / f"seawall-{os.geteuid()}-{name}.{LAYOUT}"
-
-
-def _parse_buckets(uri: str, query: str) -> int | None:
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    number = options.pop("buckets", None)
-    if options:
-        raise ValueError(f"{uri!r}: there is no option {min(options)!r}, only buckets")
-    if number is None:
-        return None
-    if not number.isascii() or not number.isdecimal() or not 1 <= int(number) <= _MOST_BUCKETS:
-        raise ValueError(f"{uri!r}: buckets={number}: a whole number from 1 to {_MOST_BUCKETS:,} is needed")
-    return int(number)

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from resilience.clock import SYSTEM_CLOCK
+from resilience.clock import SYSTEM_CLOCK, epoch_seconds
+from resilience.core.events import StoreChanged
 from resilience.core.limiter import Charge, Decision, Limit, Quota, Refund
 from resilience.errors import StorageBusy, StorageUnavailable
+from resilience.events import PROCESS_EVENTS
 from resilience.ports import Clock, LimitStorage, Taker
 from resilience.storage.memory import MemoryStorage
 from resilience.storage.share import PerLimit, Share, ShareStorage
@@ -236,7 +238,9 @@ class _Watch:
             self.changes += 1
         self._start_probing()
         # Its text alone: whoever keeps the record would keep the caller's whole stack.
-        _LOG.warning("%s; deciding %s until it answers again", self._reason(error), self._mode)
+        reason = self._reason(error)
+        _LOG.warning("%s; deciding %s until it answers again", reason, self._mode)
+        self._tell(self._mode, reason)
 
     def _reason(self, error: Exception) -> str:
         text = str(error)
@@ -265,7 +269,11 @@ class _Watch:
             self._attendant = None
             self.changes += 1
         _LOG.warning("%s answers again, after %.2f s and %d decisions without it", self.primary.uri, away, without)
+        self._tell("primary")
         return True
+
+    def _tell(self, mode: str, error: str = "") -> None:
+        PROCESS_EVENTS.emit(StoreChanged(policy=self.primary.uri, at=epoch_seconds(), mode=mode, error=error))
 
     def stop(self) -> None:
         """End the thread that probes."""

@@ -38,7 +38,7 @@ def _kept_apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def opened(path: Path, buckets: int = 64, kind: type[Locks] = RobustMutexes) -> Segment:
-    return attach(path, buckets=buckets, kind=kind)
+    return attach(path, places=buckets, kind=kind)
 
 
 def refused(path: Path, buckets: int = 64) -> str:
@@ -81,7 +81,7 @@ def test_buckets_are_rounded_up_to_rows(path: Path, buckets: int, rows: int, str
 
 
 def test_the_default_is_a_tenth_of_what_a_container_has() -> None:
-    assert 5_513_216 == segment._size(65_536 // PLACES)
+    assert 5_513_216 == segment.BUCKETS.size(65_536 // PLACES)
 
 
 def test_who_comes_second_opens_what_is_there(path: Path) -> None:

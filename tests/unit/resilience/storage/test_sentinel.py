@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from resilience.storage.forms import parse_servers
-from resilience.storage.sentinel import RedisSentinelStorage, _Primary
+from resilience.storage.sentinel import Primary, RedisSentinelStorage
 
 
 def options(uri: str) -> tuple[dict[str, object], dict[str, object]]:
     """What connections to servers and to sentinels are made with."""
-    primary = _Primary(parse_servers(uri, default_port=26_379), timeout=0.05)
+    primary = Primary(parse_servers(uri, default_port=26_379), timeout=0.05)
     return primary._server.keywords, primary._sentinel.keywords  # type: ignore[attr-defined]
 
 
@@ -44,7 +44,7 @@ def test_an_answer_of_a_sentinel_has_a_time_of_its_own() -> None:
 
 
 def test_a_service_may_have_an_unusual_name() -> None:
-    assert "my/master" == _Primary(parse_servers("redis+sentinel://h/my%2Fmaster", default_port=1), timeout=1)._service
+    assert "my/master" == Primary(parse_servers("redis+sentinel://h/my%2Fmaster", default_port=1), timeout=1)._service
 
 
 def test_an_address_is_shown_without_its_passwords() -> None:

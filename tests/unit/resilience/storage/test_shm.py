@@ -17,7 +17,7 @@ from hypothesis import strategies as some
 from resilience.core.limiter import Bucket, Charge, Decision, Limit, Refund, decide, give_back
 from resilience.errors import StorageBusy, StorageUnavailable
 from resilience.ports import QuickStorage
-from resilience.storage import shm
+from resilience.storage import shared_file, shm
 from resilience.storage.mutex import Locks, RecordLocks, RobustMutexes
 from resilience.storage.shm import SharedMemoryStorage
 from resilience.testing import FakeClock
@@ -338,7 +338,7 @@ def test_a_file_of_another_size_is_used_and_said(opener: Opener, caplog: pytest.
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(shm, "_FOLDER", tmp_path)
+    monkeypatch.setattr(shared_file, "_FOLDER", tmp_path)
     return tmp_path
 
 

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from resilience.core.events import StoreChanged
 from resilience.core.limiter import Charge, Decision, Limit, Refund
 from resilience.errors import StorageBusy, StorageUnavailable
+from resilience.events import PROCESS_EVENTS
 from resilience.ports import Taker
 from resilience.storage.denials import RememberedDenials
 from resilience.storage.leases import LeasingStorage
@@ -529,3 +531,37 @@ def test_a_thread_that_is_killed_is_followed_by_another() -> None:
     storage.take([])
     assert 1 == len(probers())
     storage.close()
+
+
+def test_every_change_is_told_once_and_who_decides_now() -> None:
+    PROCESS_EVENTS.clear()
+    clock = FakeClock()
+    frail = Frail(clock)
+    stand_in = StandInStorage(frail, clock=clock, on_store_failure="deny", probing=False)
+    frail.down = True
+    for _ in range(3):
+        stand_in.take([Charge("scope", "subject", LIMIT, 1)])
+    frail.down = False
+    assert stand_in._probe_once()
+    events = [entry.event for entry in PROCESS_EVENTS.of("storage", "frail://")]
+    assert [("deny", "frail:// did not decide: down"), ("primary", "")] == [
+        (event.mode, event.error) for event in events if isinstance(event, StoreChanged)
+    ]
+
+
+def test_who_is_told_of_a_change_may_ask_the_storage() -> None:
+    clock = FakeClock()
+    frail = Frail(clock)
+    stand_in = StandInStorage(frail, clock=clock, probing=False)
+    seen: list[tuple[str, bool]] = []
+
+    def ask(_: object) -> None:
+        seen.append((stand_in.snapshot().mode, stand_in.take([Charge("scope", "told", LIMIT, 1)]).allowed))
+
+    end = PROCESS_EVENTS.listen(ask, StoreChanged)
+    frail.down = True
+    stand_in.take([Charge("scope", "subject", LIMIT, 1)])
+    frail.down = False
+    stand_in._probe_once()
+    end()
+    assert [("local", True), ("primary", True)] == seen
