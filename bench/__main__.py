@@ -17,7 +17,7 @@ LOAD = "load"  # takes minutes and both processors, so only when asked for
 WORKER = "worker"  # likewise, for an hour
 GREENLETS = "--greenlets"
 """Given to the process in which gevent was patched before anything was imported."""
-PEERS = ("pybreaker", "gevent")
+PEERS = ("pybreaker", "circuitbreaker", "gevent")
 
 
 def main() -> int:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import resilience.adapters.limits_strategy  # noqa: F401  # "token-bucket" becomes a strategy of the limits package
 from resilience.core.limiter import Decision, Limit, Quota
-from resilience.decorators.breaker import CircuitBreaker, CircuitOpen, CircuitSnapshot, circuit_breaker
+from resilience.decorators.breaker import CircuitBreaker, CircuitOpen, CircuitSnapshot
 from resilience.decorators.combined import CombinedLimiter, all_of
+from resilience.decorators.guard import circuit_breaker
 from resilience.decorators.limiter import LimiterSnapshot, RateLimiter, rate_limit, shared_limit
 from resilience.errors import RateLimited, Rejected, ResilienceError, StorageUnavailable
 from resilience.scope import caller_key
 from resilience.storage.address import open_storage
 from resilience.storage.memory import MemoryStorage
+from resilience.storage.state_address import open_state_storage
 
 if TYPE_CHECKING:
     from resilience.adapters.admin import create_admin_blueprint
@@ -41,6 +43,7 @@ __all__ = [
     "caller_key",
     "circuit_breaker",
     "create_admin_blueprint",
+    "open_state_storage",
     "open_storage",
     "rate_limit",
     "shared_limit",

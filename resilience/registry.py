@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from resilience.ports import LimitStorage
+from resilience.ports import LimitStorage, StateStorage
 
 __all__ = ["PROCESS_REGISTRY", "Circuit", "Limiter", "Registry"]
 
@@ -21,13 +21,33 @@ class Circuit(Protocol):
     def snapshot(self) -> Any:
         """Its state as a named tuple."""
 
-    def open(self) -> object:
+    def share(self, state_storage: StateStorage) -> None:
+        """Keep it in this storage from now on, unless it was made with one of its own."""
+
+    # What an operator orders. Each keeps the `reason` and the `author`; `expires_in` is in seconds, None: without an end.
+
+    def open(self, *, reason: str = "", author: str = "", expires_in: float | None = None) -> object:
         """Reject calls from now on, until the open time is over."""
 
-    def close(self) -> None:
+    def half_open(self, *, reason: str = "", author: str = "") -> None:
+        """Let probes pass."""
+
+    def close(self, *, reason: str = "", author: str = "") -> None:
         """Let calls pass."""
 
-    def reset(self) -> None:
+    def force_open(self, *, reason: str = "", author: str = "", expires_in: float | None = None) -> None:
+        """Reject every call."""
+
+    def force_closed(self, *, reason: str = "", author: str = "", expires_in: float | None = None) -> None:
+        """Let every call pass, however many fail."""
+
+    def disable(self, *, reason: str = "", author: str = "", expires_in: float | None = None) -> None:
+        """Let every call pass and count none."""
+
+    def metrics_only(self, *, reason: str = "", author: str = "", expires_in: float | None = None) -> None:
+        """Let every call pass, and tell when the circuit would have opened."""
+
+    def reset(self, *, reason: str = "", author: str = "") -> None:
         """Close and forget every count."""
 
 
@@ -41,6 +61,9 @@ class Limiter(Protocol):
     def snapshot(self, *, default_storage: LimitStorage | None = None) -> Any:
         """Its counts as a named tuple; see `RateLimiter.snapshot`."""
 
+    def available(self, *, default_storage: LimitStorage | None = None) -> int | None:
+        """What is left in its bucket, if it has one for all; see `RateLimiter.available`."""
+
 
 class Registry:
     """Policies by name. Safe to share between threads and greenlets."""
@@ -49,6 +72,7 @@ class Registry:
         self._lock = threading.Lock()
         self._circuits: dict[str, Circuit] = {}  # replaced, never changed: readers take no lock
         self._limiters: dict[str, Limiter] = {}
+        self._state_storage: StateStorage | None = None  # of every circuit that has none of its own
         for circuit in circuits:
             self.add_circuit(circuit)
         for limiter in limiters:
@@ -74,6 +98,18 @@ class Registry:
             if known is not None and known is not circuit:
                 raise ValueError(f"another circuit is named {name!r} already: choose another name or share that one")
             self._circuits = {**self._circuits, name: circuit}
+            state_storage = self._state_storage
+        if state_storage is not None:
+            circuit.share(state_storage)
+
+    def share(self, state_storage: StateStorage) -> None:
+        """Keep every circuit, those that are entered later included, in `state_storage`, unless it was made with one of its
+        own. What is shared already moves there."""
+        with self._lock:
+            self._state_storage = state_storage
+            circuits = list(self._circuits.values())
+        for circuit in circuits:
+            circuit.share(state_storage)
 
     def add_limiter(self, limiter: Limiter) -> None:
         """Enter a rate limiter. A later one of the same name takes its place: an application factory may run again."""
@@ -83,7 +119,7 @@ class Registry:
     def clear(self) -> None:
         """Forget all: for tests."""
         with self._lock:
-            self._circuits, self._limiters = {}, {}
+            self._circuits, self._limiters, self._state_storage = {}, {}, None
 
 
 PROCESS_REGISTRY = Registry()

@@ -98,7 +98,7 @@ class Attempt:
             tokens = policy.own_cost if cost is None else checked_cost(cost)
             if tokens is None:
                 tokens = policy.tokens()
-            terms = cast("Terms", policy.plain)
+            terms = policy.plain or cast("Terms", policy.terms())  # none: others hold since a moment ago
             claims.append(_new(Claim, (policy, terms, subject, tokens, 0.0, False)))
             for name, limit, lease in terms.parts:
                 charges.append(_new(Charge, (name, subject, limit, tokens, 0, lease)))
@@ -139,8 +139,8 @@ class Attempt:
         refused = refusing(parts, allowed=decision.allowed)
         if decision.allowed and not refused:
             count(claims, decision)
-        for claim, _ in refused:
-            claim.policy.tally.shadow_denied += 1
+        for claim, quotas in refused:
+            claim.policy.tally.would_have_refused(claim.subject, Decision(False, quotas))
             claim.policy.shadow_log.refused()
         if not self._claims:
             self.decision = Decision(True, tuple(quota for _, quotas in parts for quota in quotas))
@@ -149,9 +149,10 @@ class Attempt:
         """Return when it is the call's turn. If anything interrupts that, what was reserved is given back first."""
         if not self.delay:
             return
-        for part in parts_of(self._claims, self.decision):
-            if _delay(part):
-                part[0].policy.tally.waited += 1
+        tallies = [part[0].policy.tally for part in parts_of(self._claims, self.decision) if _delay(part)]
+        for tally in tallies:
+            tally.waited += 1
+            tally.waiting += 1
         clock = self._claims[0].policy.clock
         try:
             _sleep_until(clock, self._started + self.delay)
@@ -160,6 +161,9 @@ class Attempt:
             elapsed = max(0, int((clock.seconds() - self._started) * 1_000_000))
             self._return(lambda quota: _level_if_nobody_came(quota, elapsed))
             raise
+        finally:
+            for tally in tallies:
+                tally.waiting -= 1
 
     def give_back(self) -> None:
         """Give back what this call took, as if it had not been made. Nothing, if it was refused or exempt.

@@ -48,7 +48,7 @@ def refund(policies: Sequence[Policy], key: KeyLike | None, cost: int | None) ->
 
 
 def reset(policies: Sequence[Policy], key: KeyLike | None) -> None:
-    """Fill the bucket of `key` under every policy, or all of them, where each HTTP method has one."""
+    """Fill the bucket of `key` under every policy, or all of them, where each HTTP method has one. Tells nobody."""
     scope = current_scope()
     _give_back(
         scope,

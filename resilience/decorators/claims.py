@@ -94,14 +94,16 @@ def as_undone(part: Part) -> Part:
 
 
 def count(claims: Sequence[Claim], decision: Decision) -> None:
+    """Count the decision for every policy that it is of."""
     if decision.allowed:
         for claim in claims:
             if claim.tokens:
                 claim.policy.tally.allowed += 1
         return
     parts = list(parts_of(claims, decision))
-    for claim, _ in refusing(parts, allowed=False) or parts:  # all, if a storage refused for a reason of its own
-        claim.policy.tally.denied += 1
+    # all, if a storage refused for a reason of its own
+    for claim, quotas in refusing(parts, allowed=False) or parts:
+        claim.policy.tally.refused(claim.subject, Decision(False, quotas))
 
 
 def refusing(parts: Iterable[Part], *, allowed: bool) -> list[Part]:

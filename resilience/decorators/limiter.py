@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar, Unpack, cast
 
-from resilience.clock import SYSTEM_CLOCK
+from resilience.clock import SYSTEM_CLOCK, epoch_seconds
+from resilience.core.events import LimitOverridden
 from resilience.core.limiter import Decision, Limit
+from resilience.core.overrides import Override, checked_override
 from resilience.decorators.policy import (
     Cost,
     Key,
@@ -16,10 +18,12 @@ from resilience.decorators.policy import (
     Policy,
     checked_cost,
     needs_arguments,
+    titles_of,
 )
 from resilience.decorators.surface import Surface, name_of
 from resilience.decorators.tally import LimiterSnapshot
 from resilience.errors import RateLimited
+from resilience.events import PROCESS_EVENTS
 from resilience.notation import parse_limits
 from resilience.ports import Clock, LimitStorage
 from resilience.registry import PROCESS_REGISTRY
@@ -108,6 +112,7 @@ class RateLimiter(Surface):
             clock=clock,
         )
         self.policies = (policy,)
+        self._counts_for_others = False
         # A policy that says the same of every call is decided without asking it.
         self._plain = policy.plain
         self._subject = policy.own_subject
@@ -166,10 +171,10 @@ class RateLimiter(Surface):
         storage = policy.storage if policy.storage is not None else scope.storage
         bound, take = terms.bound
         if bound is not storage:
-            take = terms.bind(storage)
+            terms, take = terms.bind(storage)
         decision = take(subject, tokens)
         if not decision.allowed:
-            policy.tally.denied += 1
+            policy.tally.refused(subject, decision)
         elif tokens:
             policy.tally.allowed += 1
         if scope is not PROCESS:
@@ -188,7 +193,10 @@ class RateLimiter(Surface):
             return super().acquire(key, cost=cost, wait=wait)
         decision = self.try_acquire(key, cost=cost)
         if not decision.allowed:
-            raise self._refused(decision, terms.titles)
+            titles = terms.titles
+            if self._policy.plain is not terms or len(titles) != len(decision[1]):  # others hold in place of them
+                titles = titles_of(self.title, [quota.limit for quota in decision.quotas])
+            raise self._refused(decision, titles)
         return decision
 
     def _refused(self, decision: Decision, titles: tuple[str, ...]) -> RateLimited:
@@ -215,22 +223,66 @@ class RateLimiter(Surface):
             subject = policy.subject(None, scope) if own_subject is None else own_subject
             tokens = policy.tokens() if own_cost is None else own_cost
             storage = scope.storage if policy.storage is None else policy.storage
-            bound, take = terms.bound
+            current = terms
+            bound, take = current.bound
             if bound is not storage:
-                take = terms.bind(storage)
+                current, take = terms.bind(storage)
             decision = take(subject, tokens)
             allowed = decision[0]
             if not allowed:
-                policy.tally.denied += 1
+                policy.tally.refused(subject, decision)
             elif tokens:
                 policy.tally.allowed += 1
             if scope is not PROCESS:
-                scope.observe(policy.name, terms.titles, decision)
+                scope.observe(policy.name, current.titles, decision)
             if not allowed:
-                raise self._refused(decision, terms.titles)
+                raise self._refused(decision, current.titles)
             return function(*args, **kwargs)
 
         return limited
+
+    @property
+    def overridden(self) -> Override | None:
+        """What holds in place of its own limits now, until `until` in seconds of the limiter's clock; None: they hold."""
+        return self._policy.override
+
+    def override(
+        self, limits: str, *, expires_in: float, burst: int | None = None, reason: str = "", author: str = ""
+    ) -> Override:
+        """Let `limits` hold in place of its own in this process for `expires_in` seconds, at most 30 days: of every call that
+        it is asked about, also where a function says its own limits. `burst` is the bucket size of all of them; the limiter's
+        own is not used. Another override takes the place of this one. What callers have left they keep where a period stays
+        the same.
+
+        `Overrides` does the same in all processes. Raises `ValueError` for limits that cannot be read, or that no call could
+        ever pass.
+        """
+        policy = self._policy
+        override = checked_override(
+            limits, burst=burst, expires_in=expires_in, now=policy.clock.seconds(), reason=reason, author=author
+        )
+        policy.replace_limits(override)
+        PROCESS_EVENTS.emit(
+            LimitOverridden(
+                policy=self.name,
+                at=epoch_seconds(),
+                limits=limits,
+                reason=reason,
+                author=author,
+                expires_in=float(expires_in),
+            )
+        )
+        return override
+
+    def restore(self, *, reason: str = "", author: str = "") -> bool:
+        """Let its own limits hold again in this process. Whether others did."""
+        if self._policy.override is None:
+            return False
+        self._policy.replace_limits(None)
+        PROCESS_EVENTS.emit(
+            LimitOverridden(policy=self.name, at=epoch_seconds(), limits=None, reason=reason, author=author)
+        )
+        return True
 
     def snapshot(self, *, default_storage: LimitStorage | None = None) -> LimiterSnapshot:
         """What this process has counted. `default_storage` is where a limiter without a storage of its own counts, if
@@ -238,8 +290,20 @@ class RateLimiter(Surface):
         storage = default_storage if self.storage is None else self.storage
         return self._policy.snapshot(current_scope().storage if storage is None else storage)
 
+    def available(self, *, default_storage: LimitStorage | None = None) -> int | None:
+        """Whole tokens that are left, where all callers share one bucket: `key` is a constant, the limits are fixed. Else None.
+
+        Takes nothing and counts nothing. `default_storage` is as for `snapshot`. Raises `StorageUnavailable` only for a storage
+        without a stand-in.
+        """
+        if self._counts_for_others:
+            return None
+        storage = default_storage if self.storage is None else self.storage
+        return self._policy.available(current_scope().storage if storage is None else storage)
+
     def count_with(self, other: RateLimiter) -> None:
-        """Share the counts of `other`: two limiters of one name are listed as one."""
+        """Share the counts of `other`: two limiters of one name are listed as one, as is one for each of several routes."""
+        other._counts_for_others |= other.name != self.name
         self._policy.tally = other._policy.tally
 
 

@@ -6,10 +6,12 @@ import functools
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypedDict, get_args
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple, TypedDict, cast, get_args
 
 from resilience.core.limiter import LARGEST, Charge, Decision, Limit
+from resilience.core.overrides import Override
 from resilience.decorators.tally import LimiterSnapshot, ShadowLog, Tally
 from resilience.errors import RateLimited
 from resilience.notation import LimitsLike, parse_limits
@@ -28,6 +30,7 @@ __all__ = [
     "checked_cost",
     "checked_wait",
     "needs_arguments",
+    "titles_of",
     "view_of",
 ]
 
@@ -84,9 +87,13 @@ class LimiterOptions(TypedDict, total=False):
 
 
 class Terms:
-    """Limits as a policy charges them. Knows how they are decided on the storage that was used last."""
+    """Limits as a policy charges them. Knows how they are decided on the storage that was used last.
 
-    __slots__ = ("bound", "limits", "mode", "parts", "titles")
+    `instead` says which terms hold at the moment, where others may; as long as it is set these are never bound, so that
+    whoever has them asks.
+    """
+
+    __slots__ = ("bound", "instead", "limits", "mode", "parts", "titles")
 
     def __init__(
         self, name: str, title: str, limits: tuple[Limit, ...], *, lease: int, mode: OnStoreFailure | None
@@ -97,15 +104,27 @@ class Terms:
         self.parts = tuple(
             (f"{name}:{limit.period_microseconds}", limit, min(lease, limit.size // SMALLEST_SHARE)) for limit in limits
         )
-        self.titles = (title,) if len(limits) == 1 else tuple(f"{title}-{limit.period:g}s" for limit in limits)
+        self.titles = titles_of(title, limits)
         self.mode = mode
-        self.bound: tuple[LimitStorage | None, Taker] = (None, _decide_nothing)
+        self.bound: tuple[LimitStorage | None, Taker] = _UNBOUND
+        self.instead: Callable[[], Terms | None] | None = None
 
-    def bind(self, storage: LimitStorage) -> Taker:
-        """What decides these limits on `storage`, kept in `bound` for the next time."""
+    def bind(self, storage: LimitStorage) -> tuple[Terms, Taker]:
+        """The terms that hold now, and what decides them on `storage`, kept in `bound` for the next time."""
+        instead = self.instead
+        if instead is not None and (terms := instead()) is not None:
+            bound, taker = terms.bound
+            return terms, taker if bound is storage else terms.bind(storage)[1]
         taker = self._make_taker(view_of(storage, self.mode))
         self.bound = (storage, taker)
-        return taker
+        if self.instead is not None:  # set meanwhile, perhaps: whoever finds these bound would not ask
+            self.bound = _UNBOUND
+        return self, taker
+
+    def replace_by(self, instead: Callable[[], Terms | None] | None) -> None:
+        """Let `instead` say from now on which terms hold; None for these."""
+        self.instead = instead
+        self.bound = _UNBOUND
 
     def _make_taker(self, storage: LimitStorage) -> Taker:
         parts = self.parts
@@ -128,8 +147,16 @@ class Terms:
         return take
 
 
+def titles_of(title: str, limits: Sequence[Limit]) -> tuple[str, ...]:
+    """The names that callers see, one for each of `limits`."""
+    return (title,) if len(limits) == 1 else tuple(f"{title}-{limit.period:g}s" for limit in limits)
+
+
 def _decide_nothing(subject: str, cost: int) -> Decision:  # noqa: ARG001  # a Taker's signature
     raise AssertionError("no storage has been bound yet")
+
+
+_UNBOUND: Final[tuple[LimitStorage | None, Taker]] = (None, _decide_nothing)
 
 
 class Claim(NamedTuple):
@@ -163,6 +190,17 @@ class Claim(NamedTuple):
             _new(Charge, (scope, self.subject, limit, self.tokens, -min(limit.capacity, LARGEST - limit.capacity), 0))
             for scope, limit, _ in self.terms.parts
         ]
+
+
+class _Place:
+    """What holds in place of a policy's own limits. In an object of its own, for a policy of more than thirty attributes would
+    be read more slowly by every call (CPython shares their names up to there)."""
+
+    __slots__ = ("lock", "standing")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.standing: tuple[Override, Terms] | None = None  # guarded by lock for who changes it
 
 
 class Policy:
@@ -227,13 +265,15 @@ class Policy:
         self._compiled = functools.lru_cache(maxsize=KEPT_TERMS)(self._compile)
         self._dynamic = limits if callable(limits) else None
         self._fixed = None if callable(limits) else self._compile(limits)
-        self._always = self.exempt_when is None and self.methods is None and self._dynamic is None
+        self._always = self._says_it_always()
         if lease is not None:
             _check_size_of_lease(lease, self.limits)
         self.plain = self._plain_terms()
-        """The terms of a policy that says the same of every call, apart from its key and cost. None for every other."""
+        """The terms of a policy that says the same of every call, apart from its key and cost. None for every other, and
+        while others hold in place of them."""
+        self._place = _Place()
         self._refuse_contradictions()
-        self.tally = Tally()
+        self.tally = Tally(name, clock)
         self.shadow_log = ShadowLog(name, clock)
 
     @property
@@ -242,9 +282,71 @@ class Policy:
         return () if self._fixed is None else self._fixed.limits
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it says the same of every call, apart from its key and cost, as long as its own limits hold."""
+        return self._plain_terms() is not None
+
+    @property
     def takes_at_once(self) -> bool:
         """Whether a call takes its tokens when it comes, and goes on at once."""
         return self.deduct_when is None and not self.wait and not self.shape
+
+    # -- limits in place of the own ones -----------------------------------------------------------------------------
+
+    def written_limits(self, *, own: bool = False) -> tuple[str, ...]:
+        """The limits that hold now, as they are shown to people; `own` for the policy's own, whatever holds instead."""
+        standing = None if own else self.standing_terms()
+        if standing is None and self._dynamic is not None:
+            return ("said for each call",)
+        return tuple(map(str, self.limits if standing is None else standing.limits))
+
+    @property
+    def override(self) -> Override | None:
+        """What holds in place of the own limits now."""
+        standing = self._place.standing
+        return None if standing is None or self.standing_terms() is None else standing[0]
+
+    def replace_limits(self, override: Override | None) -> None:
+        """Let other limits hold until their time is over; None for the own ones again. Raises `ValueError` for what cannot
+        be limits of this policy."""
+        standing = None if override is None else (override, self.terms_of(override.limits, override.burst))
+        with self._place.lock:
+            self._let_stand(standing)
+
+    def terms_of(self, limits: LimitsLike, burst: int | None) -> Terms:
+        """`limits` as this policy would charge them. Raises `ValueError` when it cannot."""
+        read = parse_limits(limits, burst=burst)
+        smallest = min(limit.size for limit in read)
+        if self.own_cost is not None and self.own_cost > smallest:
+            raise ValueError(
+                f"{'; '.join(map(str, read))}: a call of {self.name!r} costs {self.own_cost}, more than a burst of {smallest} "
+                "holds, so none would ever pass: give a larger burst"
+            )
+        return Terms(self.name, self.title, read, lease=self.lease, mode=self.on_store_failure)
+
+    def standing_terms(self) -> Terms | None:
+        """The terms that hold in place of the own ones now. When their time is over, the own ones hold again."""
+        standing = self._place.standing
+        if standing is None:
+            return None
+        override, terms = standing
+        if self.clock.seconds() < override.until:
+            return terms
+        with self._place.lock:
+            if self._place.standing is standing:
+                self._let_stand(None)
+        return None
+
+    def _let_stand(self, standing: tuple[Override, Terms] | None) -> None:
+        """Requires the lock. While other terms stand the own ones are set aside, so that every call asks; else none does."""
+        self._place.standing = standing
+        self._always = self._says_it_always() and standing is None
+        self.plain = self._plain_terms() if standing is None else None
+        if self._fixed is not None:
+            self._fixed.replace_by(None if standing is None else self.standing_terms)
+
+    def _says_it_always(self) -> bool:
+        return self.exempt_when is None and self.methods is None and self._dynamic is None
 
     def _plain_terms(self) -> Terms | None:
         special = (
@@ -293,6 +395,8 @@ class Policy:
 
     def terms(self) -> Terms | None:
         """The limits of this call; None when there are none."""
+        if self._place.standing is not None and (standing := self.standing_terms()) is not None:
+            return standing
         if self._dynamic is None:
             return self._fixed
         said = self._dynamic()
@@ -352,14 +456,25 @@ class Policy:
         tally = self.tally
         return LimiterSnapshot(
             self.name,
-            tuple(map(str, self.limits)) if self._dynamic is None else ("said for each call",),
+            self.written_limits(),
             (storage if self.storage is None else self.storage).uri,
             tally.allowed,
             tally.denied,
             tally.shadow_denied,
             tally.waited,
             tally.exempted,
+            tally.waiting,
+            tally.top(),
         )
+
+    def available(self, storage: LimitStorage) -> int | None:
+        """Whole tokens in the bucket, where all callers have one and the same; else None. `storage` is as for `snapshot`."""
+        terms = None if self.own_subject is None or self.per_method or self._dynamic is not None else self.terms()
+        if terms is None:
+            return None
+        subject = cast("str", self.own_subject)
+        home = view_of(storage if self.storage is None else self.storage, self.on_store_failure)
+        return home.take([_new(Charge, (scope, subject, limit, 0, 0, 0)) for scope, limit, _ in terms.parts]).remaining
 
     def _refuse_contradictions(self) -> None:
         smallest = min((limit.size for limit in self.limits), default=math.inf)

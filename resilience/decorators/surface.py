@@ -10,10 +10,15 @@ from contextlib import contextmanager
 from types import FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from resilience.clock import epoch_seconds
+from resilience.core.events import LimitReset
 from resilience.core.limiter import Decision
 from resilience.decorators.attempt import Attempt
 from resilience.decorators.buckets import peek, refund, reset
+from resilience.decorators.claims import keyed
 from resilience.decorators.policy import KeyLike, Policy, checked_wait
+from resilience.events import PROCESS_EVENTS
+from resilience.scope import current_scope
 
 __all__ = ["COMBINERS", "Surface", "name_of"]
 
@@ -82,9 +87,14 @@ class Surface:
         """
         refund(self.policies, key, cost)
 
-    def reset(self, key: KeyLike | None = None) -> None:
-        """Fill the bucket of `key`. Raises `StorageUnavailable` only for a storage without a stand-in."""
+    def reset(self, key: KeyLike | None = None, *, author: str = "") -> None:
+        """Fill the bucket of `key`; the event says that `author` did. Raises `StorageUnavailable` only for a storage without a
+        stand-in."""
         reset(self.policies, key)
+        scope = current_scope()
+        for policy, given in keyed(self.policies, key):
+            subject = policy.subject(given, scope)
+            PROCESS_EVENTS.emit(LimitReset(policy=policy.name, at=epoch_seconds(), key=subject, author=author))
 
     def __enter__(self) -> Decision:
         """`with limiter:` takes as `acquire` does. Leaving gives nothing back: a limit counts what begins."""

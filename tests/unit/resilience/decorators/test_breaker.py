@@ -89,7 +89,7 @@ def test_no_lock_is_held_during_the_call() -> None:
     circuit = breaker()
 
     def nested() -> str:
-        assert not circuit._state_lock.locked()
+        assert not circuit._standing.lock.locked()
         results: list[str] = []
         thread = threading.Thread(target=lambda: results.append(circuit.call(fine)))
         thread.start()
@@ -275,7 +275,7 @@ def test_the_garbage_collector_may_find_a_generator_while_the_lock_is_held() -> 
     clock.advance(10)
     numbers = circuit.call(generator)
     next(numbers)
-    with circuit._state_lock:
+    with circuit._standing.lock:
         del numbers
         gc.collect()
     assert 1 == circuit.snapshot().ignored
@@ -286,7 +286,7 @@ def test_forgotten_generators_of_a_closed_circuit_leave_nothing_behind() -> None
     circuit = breaker()
     for _ in range(10):
         circuit.call(generator)
-    assert 0 == len(circuit._abandoned)
+    assert 0 == len(circuit._calls._abandoned)
 
 
 def test_a_generator_takes_what_is_sent_and_thrown_into_it() -> None:
@@ -334,7 +334,7 @@ def test_listeners_hear_all_in_order_and_may_ask_for_the_state() -> None:
     class Asking(RecordingListener):
         def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
             super().state_change(cb, old_state, new_state)
-            assert not cb._state_lock.locked()
+            assert not cb._standing.lock.locked()
             seen.append(cb.current_state)
 
     listener = Asking()

@@ -1,0 +1,80 @@
+"""What a circuit breaker is given, and the policy that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from math import inf
+from typing import Any, Final, NamedTuple, TypedDict
+
+import pybreaker
+
+from resilience.core.breaker import BreakerPolicy
+from resilience.decorators.rules import Pause, ResultRule, Rule
+from resilience.ports import Clock, StateStorage
+
+__all__ = ["BreakerOptions", "Setting", "given", "policy_of", "settings_of"]
+
+_OPTIONS: Final = tuple(field.name for field in fields(BreakerPolicy))
+
+
+class BreakerOptions(TypedDict, total=False):
+    """What `circuit_breaker` takes beside the name; see `CircuitBreaker`."""
+
+    fail_max: int
+    reset_timeout: float
+    success_threshold: int
+    exclude: Iterable[Rule]
+    listeners: Sequence[pybreaker.CircuitBreakerListener]
+    state_storage: StateStorage
+    throw_new_error_on_trip: bool
+    ignore: Iterable[Rule]
+    record: Iterable[Rule]
+    record_result: ResultRule
+    ignore_result: ResultRule
+    failure_rate: float
+    slow_call_rate: float
+    slow_call_duration: float
+    window_calls: int
+    window_seconds: float
+    minimum_calls: int
+    half_open_max_calls: int
+    probe_lease: float
+    open_time_growth: float
+    open_time_cap: float
+    open_time_jitter: float
+    quorum: int
+    retry_after: Pause
+    clock: Clock
+
+
+class Setting(NamedTuple):
+    """A value of a policy, and whether it was "given" or is the "default"."""
+
+    value: Any
+    origin: str
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are not None."""
+    return {option: value for option, value in options.items() if value is not None}
+
+
+def policy_of(given: Mapping[str, Any]) -> BreakerPolicy:
+    """The policy with what was given, and for the rest what goes with that. Raises `ValueError` for what is out of range."""
+    reset_timeout = given.get("reset_timeout", 60.0)
+    if not 0 <= reset_timeout < inf:
+        BreakerPolicy(reset_timeout=reset_timeout)  # refuses it by its name, not by what would follow from it
+    chosen = {"probe_lease": max(60.0, reset_timeout), "open_time_cap": 10 * reset_timeout, **given}
+    if "failure_rate" in given or "slow_call_rate" in given:
+        chosen.setdefault("fail_max", None)
+    if "window_seconds" in given:
+        chosen.setdefault("window_calls", None)
+    elif "window_calls" in given:
+        chosen.setdefault("minimum_calls", min(20, given["window_calls"]))
+    return BreakerPolicy(**chosen)
+
+
+def settings_of(policy: BreakerPolicy, given: Mapping[str, Any]) -> dict[str, Setting]:
+    """Every value of the policy, and where it came from."""
+    return {option: Setting(getattr(policy, option), "given" if option in given else "default") for option in _OPTIONS}
