@@ -101,6 +101,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> Service:
     Resilience(
         app,
         storage=parts.storage,
+        state=parts.state,
         trusted_proxies=settings.trusted_proxies,
         circuits=parts.circuits,
         limiters=(parts.limiter, parts.login_limiter),
@@ -108,10 +109,10 @@ def create_app(settings: Settings, parts: Parts | None = None) -> Service:
         admin_port=settings.admin_port,
         peer_directory=settings.peer_directory,
     )
-    parts.lifecycle.on_shutdown("rate limit storage and peer socket", app.extensions["resilience"].close)
+    parts.lifecycle.on_shutdown("shared storages and peer socket", app.extensions["resilience"].close)
     problems.register(app)  # after the library, whose own handler is plainer
     app.register_blueprint(health.create_blueprint(parts.checks, parts.lifecycle))
-    app.register_blueprint(create_admin_blueprint(name="admin"))
+    app.register_blueprint(create_admin_blueprint(name="admin", ends=lambda: parts.lifecycle.draining))
     if token is not None:
         app.register_blueprint(
             create_metrics_blueprint(

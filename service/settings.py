@@ -53,13 +53,14 @@ UNITS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "month": 30 * 
 LARGEST_RATE = 100_000_000
 """Up to here limits are exact over every period that is accepted."""
 LONGEST_PERIOD = 366 * 86_400
-STORAGE = re.compile(
-    # With a password whatever it holds: what opens the storage reads it, and says what is wrong with it.
-    r"memory://(\?buckets=[1-9][0-9]*)?"
-    r"|shm://([A-Za-z0-9_][A-Za-z0-9_.-]{0,63}|/[^?#\s]+)?(\?buckets=[1-9][0-9]*)?"
-    r"|((redis|valkey)\+)?unix://[^\s]+"
+# With a password whatever it holds: what opens the storage reads it, and says what is wrong with it.
+SERVER = (
+    r"((redis|valkey)\+)?unix://[^\s]+"
     r"|(redis|valkey)s?(\+(sentinel|cluster))?://([^\s/]*@)?(?P<servers>[^\s/?@]*)([/?][^\s]*)?"
 )
+SHARED_MEMORY = r"shm://([A-Za-z0-9_][A-Za-z0-9_.-]{0,63}|/[^?#\s]+)?"
+STORAGE = re.compile(rf"memory://(\?buckets=[1-9][0-9]*)?|{SHARED_MEMORY}(\?buckets=[1-9][0-9]*)?|{SERVER}")
+STATE_STORAGE = re.compile(rf"memory://|{SHARED_MEMORY}(\?records=[1-9][0-9]*)?|{SERVER}")
 STORAGE_SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^][:,]*)(:(?P<port>[0-9]{1,5}))?")
 BACKEND_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 MIDDLEWARE_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -105,7 +106,15 @@ def _database_url(url: str) -> str:
 
 
 def _storage_uri(uri: str) -> str:
-    parts = STORAGE.fullmatch(uri)
+    return _of_form(STORAGE, uri)
+
+
+def _state_uri(uri: str) -> str:
+    return _of_form(STATE_STORAGE, uri)
+
+
+def _of_form(form: re.Pattern[str], uri: str) -> str:
+    parts = form.fullmatch(uri)
     servers = [STORAGE_SERVER.fullmatch(server) for server in (parts["servers"] or "").split(",")] if parts else []
     ports = [int(server["port"] or 1) for server in servers if server]
     if parts is None or None in servers or not all(1 <= port <= LARGEST_PORT for port in ports):
@@ -212,6 +221,9 @@ class Settings(BaseSettings):
     """Where limits count. None: in memory that the workers of this service share."""
     resilience_on_store_failure: Literal["local", "allow", "deny"] = "local"
     """Who decides while that does not answer: each worker its share of the limit, or nobody."""
+    resilience_state_uri: Annotated[str, AfterValidator(_state_uri)] | None = None
+    """Where circuits are kept, and what operators have ordered. None: in memory that the workers of this service share.
+    memory:// keeps each worker to itself."""
     resilience_admin_token: Secret | None = None
     """Opens the admin listener. None: there is no admin surface."""
     trusted_proxies: Annotated[int, Field(ge=0)] = 0
@@ -240,7 +252,13 @@ class Settings(BaseSettings):
     backend_body_limit: Count = 10_485_760
     """Largest request body that is forwarded."""
     backend_fail_max: Count = 5
+    """Failures in a row that open a backend's circuit."""
+    backend_failure_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = 0.5
+    """The share of failures that opens it as well, of 20 calls or more within the last minute. None: no such rule."""
     backend_reset_timeout: Seconds = 10.0
+    """How long it is left alone then, the first time; twice as long each time that it fails again, ten times at most."""
+    backend_quorum: Count = 2
+    """Hosts that must find a backend ill before its circuit opens for all of them. 1: one speaks for all."""
 
     log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = "info"
     log_format: Annotated[Literal["json", "console"], BeforeValidator(_lower)] = "json"
@@ -294,6 +312,11 @@ class Settings(BaseSettings):
     def limit_storage(self) -> str:
         """Where limits count. Two services on one machine have a port each, and so do not count together."""
         return self.resilience_storage_uri or f"shm://seawall-{self.port}"
+
+    @property
+    def state_storage(self) -> str:
+        """Where circuits are kept."""
+        return self.resilience_state_uri or f"shm://seawall-{self.port}-state"
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from resilience import CircuitBreaker, RateLimiter, open_storage
-from resilience.ports import LimitStorage
+from resilience.ports import LimitStorage, StateStorage
 from resilience.storage.standin import StandInStorage
+from resilience.storage.state_address import open_state_storage
 from service.clients.backends import build_backends
 from service.data.database import Database, open_database
 from service.data.users import SqlUserRepository
@@ -31,7 +32,8 @@ PING_TIMEOUT = 0.8
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What an application is put together from. `circuits` are listed by the admin endpoint; `limiter` guards every
-    request, `login_limiter` the tries to sign in; `storage` holds the buckets of both."""
+    request, `login_limiter` the tries to sign in; `storage` holds the buckets of both, `state` the circuits and what
+    operators have ordered."""
 
     users: UserService
     auth: AuthService
@@ -39,6 +41,7 @@ class Parts:
     circuits: tuple[CircuitBreaker, ...]
     authenticator: Authenticator
     storage: LimitStorage
+    state: StateStorage
     limiter: RateLimiter
     login_limiter: RateLimiter
     checks: Checks
@@ -59,7 +62,7 @@ def build_parts(settings: Settings, *, lifecycle: Lifecycle = process) -> Parts:
     backends = build_backends(settings)
     for name, backend in backends.items():
         lifecycle.on_shutdown(f"connections to {name}", backend.close)
-    storage = _storage(settings)
+    storage, state = _storage(settings), _state(settings)
     return Parts(
         users=UserService(users, hasher),
         auth=AuthService(users, hasher, signer),
@@ -67,9 +70,10 @@ def build_parts(settings: Settings, *, lifecycle: Lifecycle = process) -> Parts:
         circuits=tuple(backend.circuit for backend in backends.values()),
         authenticator=signer,
         storage=storage,
+        state=state,
         limiter=_limiter("default", settings.rate_limit, settings.rate_limit_burst, setting="rate_limit"),
         login_limiter=_limiter("login", settings.login_rate_limit, None, setting="login_rate_limit"),
-        checks=Checks(_checks(database, storage)),
+        checks=Checks(_checks(database, storage, state)),
         lifecycle=lifecycle,
     )
 
@@ -90,14 +94,25 @@ def _storage(settings: Settings) -> LimitStorage:
             on_store_failure=settings.resilience_on_store_failure,
             workers=settings.web_concurrency or available_processors(),
         )
-    except ValueError:
-        # Without the library's words for it, which may repeat the address: it may hold a password.
-        raise SettingsError(
-            "resilience_storage_uri: must be memory://, shm://<name>, or the address of a Redis-compatible server, "
-            "such as redis://127.0.0.1:6379/0"
-        ) from None
-    except ImportError as error:
-        raise SettingsError(f"resilience_storage_uri: {error}") from None
+    except (ValueError, ImportError) as error:
+        raise _unusable("resilience_storage_uri", error) from None
+
+
+def _state(settings: Settings) -> StateStorage:
+    try:
+        return open_state_storage(settings.state_storage)
+    except (ValueError, ImportError) as error:
+        raise _unusable("resilience_state_uri", error) from None
+
+
+def _unusable(setting: str, error: ValueError | ImportError) -> SettingsError:
+    if isinstance(error, ImportError):
+        return SettingsError(f"{setting}: {error}")
+    # Without the library's words for it, which may repeat the address: it may hold a password.
+    return SettingsError(
+        f"{setting}: must be memory://, shm://<name>, or the address of a Redis-compatible server, "
+        "such as redis://127.0.0.1:6379/0"
+    )
 
 
 def _limiter(name: str, rate: str, burst: int | None, *, setting: str) -> RateLimiter:
@@ -107,11 +122,16 @@ def _limiter(name: str, rate: str, burst: int | None, *, setting: str) -> RateLi
         raise SettingsError(f"{setting}: {error}") from None
 
 
-def _checks(database: Database, storage: LimitStorage) -> list[Check]:
+def _checks(database: Database, storage: LimitStorage, state: StateStorage) -> list[Check]:
     checks = [Check("database", critical=True, timeout=CHECK_TIMEOUT, function=lambda: database.ping(PING_TIMEOUT))]
     if isinstance(storage, StandInStorage):
         # Not critical: while the shared storage is down, its stand-in decides.
         checks.append(Check("rate limit storage", critical=False, timeout=CHECK_TIMEOUT, function=_looking_at(storage)))
+    if state.spans_hosts:
+        # Nor this: while it is down, each worker goes on with circuits of its own.
+        checks.append(
+            Check("circuit storage", critical=False, timeout=CHECK_TIMEOUT, function=lambda: state.read("health"))
+        )
     return checks
 
 

@@ -264,7 +264,7 @@ def _members(limits: Any) -> tuple[RateLimiter, ...]:
 
 def _is_simple(limiter: Limiting) -> bool:
     policy = limiter.policies[0]
-    return isinstance(limiter, RateLimiter) and policy.plain is not None and policy.own_cost is not None
+    return isinstance(limiter, RateLimiter) and policy.is_plain and policy.own_cost is not None
 
 
 def _options(options: Options, prefix: str) -> dict[str, Any]:

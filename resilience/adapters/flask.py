@@ -22,31 +22,34 @@ from flask.globals import _cv_app  # what `current_app` looks into: asked by eve
 from werkzeug.exceptions import HTTPException
 
 from resilience.adapters.addresses import client_key, network_key
+from resilience.adapters.answering import Reach, answer, reach_of
 from resilience.adapters.answers import Refused, Served, made_response, render_rejection
+from resilience.adapters.audit import AuditLog
 from resilience.adapters.early import KINDS, EarlyLimits, Kind, Limiting, Rules, own_limiters
-from resilience.adapters.options import PREFIX, Options, read_options, refuse_unknown
-from resilience.adapters.peers import Message, Peers
+from resilience.adapters.hosts import HostPeers, Meeting
+from resilience.adapters.options import PREFIX, Options, Origin, read_options, read_origins, refuse_unknown
+from resilience.adapters.peers import Peers, Worker
+from resilience.adapters.sessions import Sessions
 from resilience.clock import SYSTEM_CLOCK
 from resilience.core.limiter import Decision
+from resilience.decorators import buckets
 from resilience.decorators.breaker import CircuitBreaker
 from resilience.decorators.limiter import RateLimiter
+from resilience.decorators.overrides import Overrides
 from resilience.errors import RateLimited, Rejected
-from resilience.ports import LimitStorage, Scope, Stance
+from resilience.ports import LimitStorage, Messenger, Scope, Stance, StateStorage
 from resilience.registry import PROCESS_REGISTRY, Circuit, Limiter, Registry
 from resilience.scope import PROCESS, resolve_scope_with
 from resilience.storage.address import open_storage
+from resilience.storage.memory import MemoryStorage
 from resilience.storage.standin import StandInSnapshot, StandInStorage
+from resilience.storage.state_address import open_state_storage
 
 __all__ = ["Application", "Resilience", "current_application"]
 
 _EXTENSION = "resilience"
 _NO_EXTENSION = "this application has no Resilience: call Resilience(app) when it is made"
 _LOG = logging.getLogger(__name__)
-_ACTIONS: Mapping[str, Callable[[Circuit], object]] = {
-    "open": lambda circuit: circuit.open(),
-    "close": lambda circuit: circuit.close(),
-    "reset": lambda circuit: circuit.reset(),
-}
 _SERVED = "_resilience"
 """What the current request has met is kept with the request: `g` belongs to the application context, which may outlive it."""
 
@@ -57,7 +60,7 @@ T = TypeVar("T", bound="Callable[..., Any] | type | Blueprint")
 
 
 class Application:
-    """The library's side of one Flask application: its storage, its own policies, its siblings in other processes."""
+    """The library's side of one Flask application: its storages, its own policies, its siblings in other processes."""
 
     def __init__(
         self,
@@ -65,15 +68,36 @@ class Application:
         options: Options,
         rules: Rules,
         *,
+        origins: Mapping[str, Origin],
         storage: LimitStorage | None,
+        state: StateStorage | None,
         circuits: Iterable[Circuit],
         limiters: Iterable[Limiter],
     ) -> None:
         self.options = options
+        self.origins = origins
+        """Where each option comes from, by name."""
         # An empty memory storage is false: it has a length.
         self.storage: LimitStorage = _opened(options) if storage is None else storage
+        self.state: StateStorage = _opened_state(options) if state is None else state
+        """Where circuits, and limits that hold for a time, are kept for all processes."""
         self.registry = Registry(circuits=circuits, limiters=limiters)
-        self.peers = Peers(self._answer, directory=options.peer_directory, label=app.name)
+        self.siblings = Peers(functools.partial(answer, self), directory=options.peer_directory, label=app.name)
+        """The workers of this machine."""
+        self.peers: Peers | HostPeers = self.siblings
+        """All workers, of all machines that share `state`."""
+        if self.state.spans_hosts and isinstance(self.state, Messenger):
+            self.peers = HostPeers(self.siblings, cast("Meeting", self.state))
+        self.overrides = Overrides(self.state, self._limiters_named)
+        self.audit = AuditLog()
+        self.sessions = Sessions(options.admin_token) if options.admin_token else None
+        """Logins of the admin page; None where there is none."""
+        self.own_buckets = MemoryStorage()
+        """Of this process alone, for what must be limited also where `storage` is out of reach and nothing stands in."""
+        self.is_closed = False
+        if self.reach != "process":
+            self.registry.share(self.state)
+            PROCESS_REGISTRY.share(self.state)
         self._app = app
         self._rules = rules
         self._early = EarlyLimits(app, options, rules)
@@ -163,7 +187,7 @@ class Application:
     def attach(self) -> None:
         """Look at requests before their views, if there is anything to do then: a hook costs every request."""
         self._early.check()
-        if self._is_attached or not (self._early or self.options.peer_directory is not None):
+        if self._is_attached or not (self._early or self.options.peer_directory is not None or self.reach != "process"):
             return
         self._is_attached = True
         # Where it would have been had it been needed when the extension was attached.
@@ -232,13 +256,32 @@ class Application:
 
     def reset_limiter(self, name: str, key: str) -> None:
         """Fill the bucket that `key` has under the limiter of this name, in every route that has one of its own."""
-        limiters = self._early.counted_as(name) or [cast("RateLimiter", self.limiters()[name])]
         with self._app.app_context():  # so that limits without a storage of their own find this application's
-            for limiter in limiters:
-                limiter.reset(key)
+            for limiter in self._limiters_named(name):
+                buckets.reset(limiter.policies, key)
+
+    def _limiters_named(self, name: str) -> list[RateLimiter]:
+        """Every limiter that is listed under `name`."""
+        limiter = self.limiters().get(name)
+        return self._early.counted_as(name) or ([limiter] if isinstance(limiter, RateLimiter) else [])
+
+    # -- other workers ---------------------------------------------------------------------------------------------
+
+    @property
+    def worker(self) -> Worker:
+        """This process."""
+        return self.siblings.itself
+
+    @property
+    def reach(self) -> Reach:
+        """How far `state` is shared."""
+        return reach_of(self.state.uri, spans_hosts=self.state.spans_hosts)
 
     def listen_again(self) -> None:
-        """Answer siblings in this process too, if it was forked. What goes wrong is logged: it is no caller's trouble."""
+        """Answer siblings, and hear of their orders, in this process too, if it was forked. What goes wrong is logged: it is
+        no caller's trouble."""
+        if not self.overrides.is_awake:
+            self.overrides.awaken()
         if self.peers.is_listening:
             return
         try:
@@ -248,35 +291,12 @@ class Application:
             self.peers.close()
 
     def close(self) -> None:
-        """Give back the storage's connections and the peer socket."""
+        """Give back the storages' connections and the peer socket, and end what streams the admin endpoint serves."""
+        self.is_closed = True
         self.peers.close()
+        self.overrides.close()
+        self.state.close()
         self.storage.close()
-
-    def _answer(self, message: Message) -> dict[str, Any]:
-        """This worker's answer to a sibling, or to itself."""
-        self._act(str(message.get("do")), message)
-        return {
-            "circuits": [circuit.snapshot()._asdict() for circuit in self.circuits().values()],
-            # Asked by a sibling there is no application context, so what the current scope says would be another's.
-            "limiters": [
-                limiter.snapshot(default_storage=self.storage)._asdict() for limiter in self.limiters().values()
-            ],
-            "storage": self.storage_snapshot()._asdict(),
-        }
-
-    def _act(self, action: str, message: Message) -> None:
-        circuit = self.circuits().get(str(message.get("circuit")))
-        limiter, key = str(message.get("limiter")), message.get("key")
-        if circuit is not None and action in _ACTIONS:
-            try:
-                _ACTIONS[action](circuit)
-            except Exception:  # noqa: BLE001  # the circuit has moved; a listener of the application's has not borne it
-                _LOG.exception("a listener of circuit %r raised", circuit.name)
-        elif action == "reset" and limiter in self.limiters() and isinstance(key, str):
-            try:
-                self.reset_limiter(limiter, key)
-            except Exception:  # noqa: BLE001  # what a storage or a function of the application's says of it
-                _LOG.exception("rate limit %r was not reset", limiter)
 
     def storage_snapshot(self) -> StandInSnapshot:
         """Who decides in this process. A storage without a stand-in always does so itself."""
@@ -296,6 +316,12 @@ class Resilience:
     - `on_store_failure`: "local" (count in this process), "allow" or "deny" while a shared storage is down.
     - `storage_timeout`: seconds that a request waits for a shared storage at most (0.05). `storage_namespace`: what the
       names of its buckets begin with ("seawall"). `workers`: processes that share a limit, for "local" (WEB_CONCURRENCY).
+
+    Where circuits are, and limits that an operator lets hold for a time:
+
+    - `state_uri`: "memory://" (each process for itself, the default), "shm://name" (the processes of a machine),
+      "redis://..." (machines); `state` gives a storage object instead. Circuits that were given a storage keep it.
+    - `state_timeout`: seconds that it is waited for at most (0.05). Its names begin with `storage_namespace`, too.
 
     Who is calling, for limits that name no key of their own:
 
@@ -344,12 +370,14 @@ class Resilience:
         app: Flask | None = None,
         *,
         storage: LimitStorage | None = None,
+        state: StateStorage | None = None,
         circuits: Iterable[CircuitBreaker] = (),
         limiters: Iterable[RateLimiter] = (),
         **options: Any,
     ) -> None:
         refuse_unknown(options)
         self._storage = storage
+        self._state = state
         self._circuits = tuple(circuits)
         self._limiters = tuple(limiters)
         self._defaults = options
@@ -363,15 +391,28 @@ class Resilience:
         if _EXTENSION in app.extensions:
             raise RuntimeError("Resilience is attached to this application already: call init_app once per application")
         options = read_options(self._defaults, app.config, os.environ)
+        origins = dict(read_origins(self._defaults, app.config, os.environ))
+        for option, given in (("storage_uri", self._storage), ("state_uri", self._state)):
+            if given is not None:
+                origins[option] = "code"
         application = Application(
-            app, options, self._rules, storage=self._storage, circuits=self._circuits, limiters=self._limiters
+            app,
+            options,
+            self._rules,
+            origins=origins,
+            storage=self._storage,
+            state=self._state,
+            circuits=self._circuits,
+            limiters=self._limiters,
         )
         app.extensions[_EXTENSION] = application
         self._served.add(application)
         PROCESS.adopt(application.storage)
         if Rejected not in app.error_handler_spec[None][None]:
             app.register_error_handler(Rejected, render_rejection)
+        app.cli.add_command(_commands())
         application.peers.listen()
+        application.overrides.awaken()
 
     def limit_blueprint(
         self, blueprint: Blueprint, limits: Any, *, per_route: bool = False, name: str | None = None, **options: Any
@@ -449,6 +490,16 @@ def _opened(options: Options) -> LimitStorage:
         namespace=options.storage_namespace,
         workers=options.workers,
     )
+
+
+def _opened_state(options: Options) -> StateStorage:
+    return open_state_storage(options.state_uri, namespace=options.storage_namespace, timeout=options.state_timeout)
+
+
+def _commands() -> Any:
+    from resilience.adapters.terminal import resilience
+
+    return resilience
 
 
 def _application_scope() -> Scope | None:

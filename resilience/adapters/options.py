@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from resilience.adapters.addresses import IPV6_PREFIX
 from resilience.adapters.fields import STYLES, Style
 from resilience.storage.standin import OnStoreFailure
 
-__all__ = ["PREFIX", "Options", "read_options", "refuse_unknown"]
+__all__ = ["PREFIX", "Options", "Origin", "read_options", "read_origins", "refuse_unknown"]
 
 PREFIX = "RESILIENCE_"
 """What the names of options begin with in `app.config` and in the environment."""
+
+Origin = Literal["default", "code", "config", "environment"]
+"""Where a value comes from; "code" is the constructor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,8 @@ class Options:
     storage_timeout: float = 0.05
     storage_namespace: str = "seawall"
     on_store_failure: OnStoreFailure = "local"
+    state_uri: str = "memory://"
+    state_timeout: float = 0.05
     workers: int | None = None
     trusted_proxies: int = 0
     ipv6_prefix: int = IPV6_PREFIX
@@ -65,11 +70,30 @@ def read_options(given: Mapping[str, Any], config: Mapping[str, Any], environ: M
     nothing. Raises `ValueError` naming the key, the value and what is accepted."""
     values: dict[str, Any] = {}
     for name, default in _DEFAULTS.items():
-        key = PREFIX + name.upper()
-        said = [value for value in (environ.get(key), config.get(key), given.get(name)) if not _is_nothing(value)]
+        origin, value = _found(name, given, config, environ)
         convert: Callable[[str, Any], Any] = _CONVERTERS.get(name, _text)
-        values[name] = convert(key, said[0]) if said else default
+        values[name] = default if origin == "default" else convert(PREFIX + name.upper(), value)
     return Options(**values)
+
+
+def read_origins(
+    given: Mapping[str, Any], config: Mapping[str, Any], environ: Mapping[str, str]
+) -> Mapping[str, Origin]:
+    """Where each of the options comes from that `read_options` makes of the same, by name."""
+    return {name: _found(name, given, config, environ)[0] for name in _DEFAULTS}
+
+
+def _found(
+    name: str, given: Mapping[str, Any], config: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[Origin, Any]:
+    """The strongest that says something, and what it says."""
+    key = PREFIX + name.upper()
+    places: tuple[tuple[Origin, Any], ...] = (
+        ("environment", environ.get(key)),
+        ("config", config.get(key)),
+        ("code", given.get(name)),
+    )
+    return next(((origin, value) for origin, value in places if not _is_nothing(value)), ("default", None))
 
 
 def _is_nothing(value: Any) -> bool:
@@ -149,6 +173,7 @@ def _by_route(key: str, value: Any) -> Any:
 
 _CONVERTERS: Mapping[str, Callable[[str, Any], Any]] = {
     "storage_timeout": _seconds,
+    "state_timeout": _seconds,
     "on_store_failure": _one_of(get_args(OnStoreFailure)),
     "workers": _whole(1),
     "trusted_proxies": _whole(0),

@@ -17,7 +17,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Answers", "Peers"]
+from resilience.host import host_name
+
+__all__ = ["Answer", "Answers", "Message", "Peers", "Worker"]
 
 _LOG = logging.getLogger(__name__)
 _LARGEST_MESSAGE = 4 * 1024 * 1024
@@ -26,36 +28,58 @@ _SUN_PATH = 104  # the longest socket path that every Unix takes, with its final
 
 Message = Mapping[str, Any]
 
+Answer = Callable[[Message], dict[str, Any]]
+"""Turns a message into what this worker says to it."""
+
 _taken: set[tuple[int, Path]] = set()
 """The sockets of this process's applications, with its id: a fork inherits the set and none of the sockets."""
 
 
-class Answers(NamedTuple):
-    """What the workers said, by process id, and which did not answer in time."""
+class Worker(NamedTuple):
+    """A process, and the machine that it runs on: process ids of different machines may be the same."""
 
-    by_worker: dict[int, dict[str, Any]]
-    unreached: tuple[int, ...]
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}"
+
+    def describe(self) -> dict[str, Any]:
+        """The worker as JSON takes it."""
+        return {"host": self.host, "pid": self.pid}
+
+
+class Answers(NamedTuple):
+    """What the workers said, by worker, and which did not answer in time. `problem` says why there may be more of them
+    that nobody knows of; it is empty where all were asked."""
+
+    by_worker: dict[Worker, dict[str, Any]]
+    unreached: tuple[Worker, ...]
+    problem: str = ""
 
 
 class Peers:
     """This worker and its siblings, which are the processes with a socket in `directory`.
 
     `answer` turns a message into this worker's answer. Without a directory this worker is alone. `label` tells the
-    applications that meet in one folder apart. `timeout` bounds each step of a question to a sibling, in seconds.
+    applications that meet in one folder apart. `timeout` bounds each step of a question to a sibling, in seconds. `host` is
+    what this machine is called (`host_name()`).
     """
 
     def __init__(
         self,
-        answer: Callable[[Message], dict[str, Any]],
+        answer: Answer,
         *,
         directory: Path | None,
         label: str = "peers",
         timeout: float = 1.0,
+        host: str | None = None,
     ) -> None:
-        self._answer = answer
+        self.answer = answer
         self._directory = directory
-        self._label = re.sub(r"[^A-Za-z0-9_-]", "-", label)[:24] or "peers"
+        self.label = re.sub(r"[^A-Za-z0-9_-]", "-", label)[:24] or "peers"
         self._timeout = timeout
+        self._host = host_name() if host is None else host
         self._lock = threading.Lock()
         self._listening_as: int | None = None  # guarded by _lock; the process that listens: a fork does not
         self._listener: socket.socket | None = None
@@ -75,13 +99,18 @@ class Peers:
             path = self._socket_path()
             if (os.getpid(), path) in _taken:
                 raise ValueError(
-                    f"two applications of this process are named {self._label!r} and meet in {self._directory}: "
+                    f"two applications of this process are named {self.label!r} and meet in {self._directory}: "
                     "give one of them another name or another folder"
                 )
             self._listener = _bind(path)
             self._listening_as = os.getpid()
             _taken.add((os.getpid(), path))
         threading.Thread(target=self._accept, args=(self._listener,), name="seawall-peers", daemon=True).start()
+
+    @property
+    def itself(self) -> Worker:
+        """This process."""
+        return Worker(self._host, os.getpid())
 
     @property
     def is_listening(self) -> bool:
@@ -110,40 +139,48 @@ class Peers:
 
     def ask(self, message: Message) -> Answers:
         """Ask every worker, this one included, side by side. Those that do not answer in time are named."""
-        answers: dict[int, dict[str, Any]] = {}
-        silent: set[int] = set()
+        answers: dict[Worker, dict[str, Any]] = {}
+        siblings = self._siblings()
+        silent = {worker for worker, _ in siblings}
         lock = threading.Lock()
 
-        def question(pid: int, path: Path) -> None:
+        def question(worker: Worker, path: Path) -> None:
             try:
                 answer = self._question(path, message)
             except (ConnectionRefusedError, FileNotFoundError):
                 path.unlink(missing_ok=True)  # nobody listens: killed before it could tidy up, whoever has its id now
+                with lock:
+                    silent.discard(worker)
                 return
-            with lock:
-                if answer is None:
-                    silent.add(pid)
-                else:
-                    answers[pid] = answer
+            if answer is not None:
+                with lock:
+                    silent.discard(worker)
+                    answers[worker] = answer
 
-        threads = [threading.Thread(target=question, args=(pid, path), daemon=True) for pid, path in self._siblings()]
+        threads = [threading.Thread(target=question, args=each, daemon=True) for each in siblings]
         for thread in threads:
             thread.start()
-        own = self._answer(message)
+        own = self.answer(message)
         for thread in threads:
             thread.join(2 * self._timeout)
         with lock:
-            return Answers({os.getpid(): own, **answers}, tuple(sorted(silent)))
+            return Answers({self.itself: own, **answers}, tuple(sorted(silent)))
 
-    def _siblings(self) -> list[tuple[int, Path]]:
+    def siblings(self) -> list[Worker]:
+        """The other workers of this machine that have a socket in the folder."""
+        return [worker for worker, _ in self._siblings()]
+
+    def _siblings(self) -> list[tuple[Worker, Path]]:
         if self._directory is None or not self._directory.is_dir():
             return []
-        found = ((path.name.partition(".")[0], path) for path in self._directory.glob(f"*.{self._label}.sock"))
-        return [(int(pid), path) for pid, path in found if pid.isdecimal() and int(pid) != os.getpid()]
+        found = ((path.name.partition(".")[0], path) for path in self._directory.glob(f"*.{self.label}.sock"))
+        return [
+            (Worker(self._host, int(pid)), path) for pid, path in found if pid.isdecimal() and int(pid) != os.getpid()
+        ]
 
     def _socket_path(self) -> Path:
         assert self._directory is not None
-        return self._directory / f"{os.getpid()}.{self._label}.sock"
+        return self._directory / f"{os.getpid()}.{self.label}.sock"
 
     def _question(self, path: Path, message: Message) -> dict[str, Any] | None:
         try:
@@ -178,7 +215,7 @@ class Peers:
                 message = json.loads(_read_line(connection))
                 if not isinstance(message, dict):
                     raise ValueError("a question is a JSON object")  # noqa: TRY301, TRY004  # handled like bad JSON
-                connection.sendall(json.dumps(self._answer(message)).encode() + b"\n")
+                connection.sendall(json.dumps(self.answer(message)).encode() + b"\n")
             except (OSError, ValueError) as error:
                 _LOG.warning("a sibling's question could not be answered: %s", error)
 

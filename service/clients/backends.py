@@ -7,6 +7,7 @@ answer has arrived: a body that breaks off is a failure, a caller that goes away
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import http.client
 import ssl
 import time
@@ -27,7 +28,7 @@ from service.services.backends import Headers
 from service.services.ports import BackendResponse
 from service.settings import Settings
 
-__all__ = ["CallerTooSlow", "HttpBackend", "build_backends"]
+__all__ = ["CallerTooSlow", "HttpBackend", "build_backends", "seconds_to_wait"]
 
 _log = structlog.get_logger("service.clients")
 
@@ -43,6 +44,18 @@ READ: Final = 65_536
 """Most bytes handed on in one piece. What has arrived is handed on at once, however little."""
 
 SATURATED_RETRY_AFTER: Final = 1.0
+
+WINDOW: Final = 60.0
+"""Seconds of which the failure rate is taken."""
+
+OPEN_TIME_GROWTH: Final = 2.0
+LONGEST_OPEN_TIME: Final = 10
+"""So many times the first open time is the longest one, whatever the backend asks for."""
+OPEN_TIME_JITTER: Final = 0.1
+"""Up to so large a share is added by chance, so that many hosts do not come back at one instant."""
+
+LONGEST_WAIT: Final = 86_400.0
+"""What a backend may ask for at most, in seconds."""
 
 
 class CallerTooSlow(BackendTimedOut):
@@ -116,17 +129,20 @@ class _Answer:
         self._connections.take_back(self._connection)
 
 
-class _FailingAnswer(Exception):
-    """Tells the breaker that the backend is unwell, and carries the answer around it."""
+class FailingAnswer(Exception):
+    """Tells the breaker that the backend is unwell, and carries the answer around it. `retry_after` is for how many seconds
+    the backend asks to be left alone, which an open circuit honours."""
 
     def __init__(self, answer: _Answer) -> None:
         super().__init__(f"status {answer.status}")
         self.answer = answer
+        fields = (value for name, value in answer.headers if name.lower() == "retry-after")
+        self.retry_after = seconds_to_wait(next(fields, ""), time.time())
 
 
 def _is_not_the_backends_doing(error: BaseException) -> bool:
     # A timeout of the request's own is the backend's doing as much as one of ours: it was waited for.
-    blamed = BackendFailed | BackendTimedOut | _FailingAnswer | gevent.Timeout
+    blamed = BackendFailed | BackendTimedOut | FailingAnswer | gevent.Timeout
     return isinstance(error, CallerTooSlow) or not isinstance(error, blamed)
 
 
@@ -176,20 +192,38 @@ class HttpBackend:
     """One backend, called over up to `connections` keep-alive connections (per worker), each wait bounded by `waits`.
 
     `url` is the base URL: https verifies the certificate, the path is put before every target. `circuit` opens after
-    `fail_max` failures in a row and lets a probe pass after `reset_timeout` seconds. Failures are: no connection, no
-    answer in time, a broken answer, and the statuses 500, 502, 503 and 504. Everything else that may go wrong (all
-    connections in use, a slow caller, a request that cannot be sent) is not the backend's doing and counts as neither
-    failure nor success.
+    `fail_max` failures in a row, or when `failure_rate` (0 to 1; None: whatever the rate) of the calls of the last minute
+    failed; where hosts share it, for all of them when `quorum` of them find the backend ill. It lets a probe pass after
+    `reset_timeout` seconds, later when the backend asks for that with Retry-After, and later each time that it fails again.
+
+    Failures are: no connection, no answer in time, a broken answer, and the statuses 500, 502, 503 and 504. Everything
+    else that may go wrong (all connections in use, a slow caller, a request that cannot be sent) is not the backend's doing
+    and counts as neither failure nor success.
     """
 
     def __init__(
-        self, name: str, url: str, *, connections: int, waits: Waits, fail_max: int, reset_timeout: float
+        self,
+        name: str,
+        url: str,
+        *,
+        connections: int,
+        waits: Waits,
+        fail_max: int,
+        reset_timeout: float,
+        failure_rate: float | None = None,
+        quorum: int = 2,
     ) -> None:
         self.name = name
         self.circuit = CircuitBreaker(
             name=name,
             fail_max=fail_max,
+            failure_rate=failure_rate,
+            window_seconds=WINDOW,
             reset_timeout=reset_timeout,
+            open_time_growth=OPEN_TIME_GROWTH,
+            open_time_cap=reset_timeout * LONGEST_OPEN_TIME,
+            open_time_jitter=OPEN_TIME_JITTER,
+            quorum=quorum,
             throw_new_error_on_trip=False,
             ignore=(_is_not_the_backends_doing,),
             listeners=(_TransitionLog(),),
@@ -213,7 +247,7 @@ class HttpBackend:
             exchange = self._exchange(call)
             answer = next(exchange)
             assert isinstance(answer, _Answer)
-        except _FailingAnswer as failing:
+        except FailingAnswer as failing:
             return BackendResponse(failing.answer.status, failing.answer.headers, failing.answer)
         except CircuitOpen as refusal:
             raise CircuitIsOpen(
@@ -229,7 +263,7 @@ class HttpBackend:
     def _unguarded_exchange(self, call: Call) -> Generator[_Answer | bytes]:
         answer = self._call(call)
         if answer.status in FAILURES:
-            raise _FailingAnswer(answer)
+            raise FailingAnswer(answer)
         with contextlib.closing(answer):
             yield answer
             yield from answer
@@ -280,8 +314,23 @@ def _build(name: str, url: str, settings: Settings) -> HttpBackend:
             stream=settings.backend_stream_timeout,
         ),
         fail_max=settings.backend_fail_max,
+        failure_rate=settings.backend_failure_rate,
         reset_timeout=settings.backend_reset_timeout,
+        quorum=settings.backend_quorum,
     )
+
+
+def seconds_to_wait(field: str, now: float) -> float | None:
+    """What a Retry-After field says, in seconds after `now` (since 1970): it is a number of them or a date (RFC 9110,
+    section 10.2.3). None when it says nothing that can be understood."""
+    text = field.strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), LONGEST_WAIT)
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+        return min(max(0.0, moment.timestamp() - now), LONGEST_WAIT)
+    except (ValueError, OverflowError):
+        return None
 
 
 @contextlib.contextmanager

@@ -33,9 +33,15 @@ def ask(run: Launched, method: str, path: str, token: str | None = None, port: i
     return run.ask(method, path, headers={"Authorization": f"Bearer {token}"}, port=port or run.admin_port)
 
 
+def order(run: Launched, action: str, body: dict[str, Any]) -> Any:
+    headers = {"Authorization": f"Bearer {run.value('admin token')}", "Content-Type": "application/json"}
+    path = f"/admin/circuits/demo/{action}"
+    return run.ask("POST", path, body=json.dumps(body).encode(), headers=headers, port=run.admin_port)
+
+
 def by_worker(run: Launched) -> dict[int, str]:
     circuit = ask(run, "GET", "/admin/circuits/demo").document["circuit"]
-    return {worker["pid"]: worker["state"] for worker in circuit["by_worker"]}
+    return {each["worker"]["pid"]: each["state"] for each in circuit["by_worker"]}
 
 
 def wait_for_workers(run: Launched, *, without: int = 0) -> dict[int, str]:
@@ -49,11 +55,24 @@ def wait_for_workers(run: Launched, *, without: int = 0) -> dict[int, str]:
 
 def test_any_worker_speaks_for_all_and_moves_all(run: Launched) -> None:
     assert WORKERS == len(by_worker(run))
-    for action, state in (("open", "open"), ("close", "closed"), ("open", "open"), ("reset", "closed")):
+    for action, state in (("open", "forced-open"), ("close", "closed"), ("disable", "disabled"), ("reset", "closed")):
         answer = ask(run, "POST", f"/admin/circuits/demo/{action}").document
-        assert ({state: WORKERS}, []) == (answer["circuit"]["states"], answer["workers"]["unreached"])
+        assert ({state: WORKERS}, [], 1) == (
+            answer["circuit"]["states"], answer["workers"]["unreached"], len(answer["executed"])
+        )  # fmt: skip
         for _ in range(10):  # some from each worker, since each connection is accepted by whoever is first
             assert {state} == set(by_worker(run).values())
+
+
+def test_what_holds_for_a_time_ends_by_itself_in_every_worker(run: Launched) -> None:
+    answer = order(run, "open", {"reason": "trying it out", "ttl": 0.5}).document["circuit"]
+    assert ("forced-open", "trying it out", "token (127.0.0.1)") == (
+        answer["state"], answer["reason"], answer["author"]
+    )  # fmt: skip
+    time.sleep(0.6)
+    headers = run.sign_in()
+    assert 200 == run.ask("GET", "/api/v1/backends/demo/x", headers=headers).status, "the probe"
+    assert {"closed"} == set(by_worker(run).values())
 
 
 def test_an_opened_circuit_rejects_in_every_worker(run: Launched) -> None:
@@ -75,6 +94,100 @@ def test_limiters_add_up_over_all_workers(run: Launched) -> None:
     for _ in range(20):
         run.ask("GET", "/nonsense")
     assert 20 == allowed() - before
+
+
+def test_who_did_what_is_told_by_every_worker(run: Launched) -> None:
+    order(run, "close", {"reason": "for the record"})
+    for _ in range(10):
+        entry = ask(run, "GET", "/admin/audit").document["entries"][0]
+        assert ("close", "circuit demo", "for the record", "done") == (
+            entry["action"], entry["target"], entry["reason"], entry["outcome"]
+        )  # fmt: skip
+
+
+def test_a_login_holds_in_every_worker_and_so_does_a_logout(run: Launched) -> None:
+    given = {"Content-Type": "application/json"}
+    body = json.dumps({"token": run.value("admin token"), "name": "anna"}).encode()
+    answer = run.ask("POST", "/admin/login", body=body, headers=given, port=run.admin_port)
+    cookie = str(answer.header("Set-Cookie")).partition(";")[0]
+    page = {**given, "Cookie": cookie, "Origin": f"http://127.0.0.1:{run.admin_port}"}
+
+    def statuses(method: str, path: str, headers: dict[str, str]) -> set[int]:
+        return {run.ask(method, path, headers=headers, port=run.admin_port).status for _ in range(10)}
+
+    assert {200} == statuses("GET", "/admin/session", page)
+    assert {403} == statuses("POST", "/admin/circuits/demo/reset", page)
+    with_word = {**page, "X-Resilience-Csrf": answer.document["csrf"]}
+    assert {200} == statuses("POST", "/admin/circuits/demo/reset", with_word)
+    assert 200 == run.ask("POST", "/admin/logout", headers=with_word, port=run.admin_port).status
+    assert {401} == statuses("GET", "/admin/session", page)
+
+
+def test_limits_that_are_overridden_hold_in_every_worker(run: Launched) -> None:
+    headers = {"Authorization": f"Bearer {run.value('admin token')}", "Content-Type": "application/json"}
+
+    def change(action: str, **body: Any) -> Any:
+        path = f"/admin/limiters/default/{action}"
+        return run.ask("POST", path, body=json.dumps(body).encode(), headers=headers, port=run.admin_port)
+
+    assert 200 == change("override", limits="1/hour", ttl=60, reason="a test").status
+    try:
+        deadline = time.monotonic() + 5
+        while {200, 404} & {run.ask("GET", "/nonsense").status for _ in range(10)} and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert {429} == {run.ask("GET", "/nonsense").status for _ in range(10)}
+    finally:
+        assert 200 == change("restore").status
+    deadline = time.monotonic() + 5
+    while {429} & {run.ask("GET", "/nonsense").status for _ in range(10)} and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert {404} == {run.ask("GET", "/nonsense").status for _ in range(10)}
+
+
+class Stream:
+    """An event stream, read line by line."""
+
+    def __init__(self, run: Launched, query: str = "") -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", run.admin_port, timeout=10)
+        headers = {"Authorization": f"Bearer {run.value('admin token')}", "Accept": "text/event-stream"}
+        self._connection.request("GET", f"/admin/events{query}", headers=headers)
+        self._response = self._connection.getresponse()
+        assert 200 == self._response.status
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def messages(self) -> Iterator[tuple[str, Any]]:
+        event = ""
+        for line in self._response:
+            field, _, value = line.decode().rstrip("\n").partition(": ")
+            if field == "event":
+                event = value
+            elif field == "data":
+                yield event, json.loads(value)
+
+
+def test_a_stream_tells_what_happens_in_every_worker(run: Launched) -> None:
+    order(run, "reset", {})
+    with Stream(run, "?type=STATE_TRANSITION&snapshots=1") as stream:
+        messages = stream.messages()
+        told = next(data for event, data in messages if event == "snapshot")
+        assert (["demo"], WORKERS) == (
+            [circuit["name"] for circuit in told["circuits"]], len(told["workers"]["answered"])
+        )  # fmt: skip
+        order(run, "disable", {"reason": "seen by all"})
+        tellers = set()
+        for event, data in messages:
+            if event == "policy" and data["reason"] == "seen by all":
+                tellers.add(data["worker"]["pid"])
+            if len(tellers) == WORKERS:
+                break
+        told = next(data for event, data in messages if event == "snapshot")
+        assert ("disabled", {"disabled": WORKERS}) == (told["circuits"][0]["state"], told["circuits"][0]["states"])
+    order(run, "reset", {})
 
 
 def test_on_the_public_listener_it_does_not_exist(run: Launched) -> None:
@@ -118,3 +231,18 @@ def test_metrics_of_all_workers_come_from_any_of_them(run: Launched) -> None:
         states = {sample.labels["state"]: sample.value for sample in families["longconn_workers"]}
         assert (200, WORKERS) == (answer.status, states["serving"])
         assert workers == {sample.labels["worker"] for sample in families["longconn_open_connections"]}
+        demo = [each for each in families["resilience4j_circuitbreaker_state"] if each.labels["name"] == "demo"]
+        assert (1, 7) == (sum(each.value for each in demo), len(demo)), "in one of seven states, for all workers"
+
+
+def test_streams_end_when_their_workers_stop(run: Launched) -> None:
+    with Stream(run) as stream:
+        messages = stream.messages()
+        order(run, "reset", {})
+        assert "policy" == next(messages)[0]
+        began = time.monotonic()
+        for pid in wait_for_workers(run):
+            os.kill(pid, signal.SIGTERM)
+        assert "this worker stops" == next(data for event, data in messages if event == "end")["reason"]
+        assert time.monotonic() - began < 10, "soon: a drain waits for what is open"
+    wait_for_workers(run)

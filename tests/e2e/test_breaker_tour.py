@@ -10,7 +10,7 @@ import pytest
 from tests.support.launched import Answer, Launched, launched, prepare_folder
 
 # One worker, so that its circuit is the only one.
-VARIABLES = {"WEB_CONCURRENCY": "1", "BACKEND_FAIL_MAX": "3", "BACKEND_RESET_TIMEOUT": "1.5"}
+VARIABLES = {"WEB_CONCURRENCY": "1", "BACKEND_FAIL_MAX": "3", "BACKEND_RESET_TIMEOUT": "1"}
 
 
 class Tour:
@@ -25,6 +25,19 @@ class Tour:
 
     def tell_demo(self, settings: str) -> None:
         assert 200 == self._run.ask("POST", f"/settings?{settings}", port=self._run.demo_port).status
+
+    def wait_for_the_open_time(self) -> float:
+        """Return when the next call is a probe. For how long that was."""
+        left = float(self._run.circuit("demo")["retry_after"])
+        time.sleep(left + 0.05)
+        return left
+
+    def close(self) -> None:
+        """Begin anew, whatever was before."""
+        self.tell_demo("failure_rate=0&latency=0")
+        credentials = {"Authorization": f"Bearer {self._run.value('admin token')}"}
+        path = "/admin/circuits/demo/reset"
+        assert 200 == self._run.ask("POST", path, headers=credentials, port=self._run.admin_port).status
 
     def circuit(self) -> tuple[str, int]:
         """Its state and its failures in a row."""
@@ -60,10 +73,10 @@ def test_a_backend_that_breaks_and_heals_takes_its_circuit_all_the_way_round(run
     assert (503, 20004) == (refused.status, refused.document["code"])
     assert "application/problem+json" == refused.header("Content-Type")
     assert refused.header("Retry-After") in ("1", "2")
-    assert {"succeeded": 1, "failed": 3, "ignored": 0, "not_permitted": 1} == tour.calls()
+    assert {"succeeded": 1, "failed": 3, "ignored": 0, "not_permitted": 1, "slow": 0} == tour.calls()
 
     tour.tell_demo("failure_rate=0&latency=0.5")
-    time.sleep(1.6)
+    tour.wait_for_the_open_time()
     with ThreadPoolExecutor() as pool:
         probe = pool.submit(tour.call)
         time.sleep(0.25)
@@ -77,17 +90,18 @@ def test_a_backend_that_breaks_and_heals_takes_its_circuit_all_the_way_round(run
     assert [200] * 5 == [tour.call().status for _ in range(5)]
 
 
-def test_a_probe_that_fails_opens_the_circuit_again(run: Launched) -> None:
+def test_a_probe_that_fails_opens_the_circuit_again_and_for_longer(run: Launched) -> None:
     tour = Tour(run)
+    tour.close()
     tour.tell_demo("failure_rate=1")
     assert [500, 500, 500, 503] == [tour.call().status for _ in range(4)]
 
-    time.sleep(1.6)
+    assert 1.1 >= tour.wait_for_the_open_time()
 
     assert [500, 503] == [tour.call().status for _ in range(2)]
     assert "open" == tour.circuit()[0]
     tour.tell_demo("failure_rate=0")
-    time.sleep(1.6)
+    assert 1.5 < tour.wait_for_the_open_time() <= 2.2
     assert 200 == tour.call().status
 
 
@@ -95,6 +109,7 @@ def test_an_open_circuit_costs_no_waiting_for_a_backend_that_hangs(
     run: Launched, record_property: Callable[[str, object], None]
 ) -> None:
     tour = Tour(run)
+    tour.close()
     tour.tell_demo("failure_rate=1&latency=0.3")
     assert [500] * 3 == [tour.call().status for _ in range(3)]
 

@@ -67,7 +67,7 @@ def test_reads_well_on_80_columns(running: Launched) -> None:
 
 def test_listens_where_it_says(running: Launched) -> None:
     assert f"http://127.0.0.1:{running.port}" == running.value("service")
-    assert f"http://127.0.0.1:{running.admin_port}/admin/circuits" == running.value("admin")
+    assert f"http://127.0.0.1:{running.admin_port}/admin/" == running.value("admin")
     assert f"http://127.0.0.1:{running.demo_port}" == running.value("demo backend")
     for port in (running.port, running.admin_port, running.demo_port):
         socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -37,7 +37,9 @@ def test_the_tour_shows_what_it_says(tmp_path: Path) -> None:
         re.findall(r"^([\w-]+):", signed_in, re.MULTILINE)
     )
     statuses = broken.splitlines()[1].split()
-    assert {"500": 10, "503": 30} == Counter(statuses), "five failures a worker, and none after that"
+    failed = Counter(statuses)["500"]
+    assert 5 <= failed <= 9, "five failures in a row in one of two workers"
+    assert ["500"] * failed + ["503"] * (40 - failed) == statuses, "and none after that in either"
     assert '"states":{"open":2}' in broken
     assert ["200"] * 40 == healed.splitlines()[1].split()
     assert '"states":{"closed":2}' in healed

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from resilience.adapters.peers import Peers
+from resilience.adapters.peers import Peers, Worker
+from resilience.host import host_name
 
 SIBLING = """
 import sys
@@ -54,6 +55,10 @@ def sibling(folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+def worker(pid: int) -> Worker:
+    return Worker(host_name(), pid)
+
+
 def peers(folder: Path | None, **options: Any) -> Peers:
     return Peers(lambda message: {"own": dict(message)}, directory=folder, **options)
 
@@ -61,7 +66,7 @@ def peers(folder: Path | None, **options: Any) -> Peers:
 def test_a_worker_without_a_folder_is_alone() -> None:
     alone = peers(None)
     alone.listen()
-    assert ({os.getpid(): {"own": {"do": "x"}}}, ()) == alone.ask({"do": "x"})
+    assert ({worker(os.getpid()): {"own": {"do": "x"}}}, (), "") == alone.ask({"do": "x"})
     alone.close()
 
 
@@ -69,9 +74,15 @@ def test_every_worker_answers_and_hears_the_question(folder: Path, sibling: subp
     asking = peers(folder)
     asking.listen()
     answers = asking.ask({"do": "x"})
-    assert {os.getpid(): {"own": {"do": "x"}}, sibling.pid: {"heard": [{"do": "x"}]}} == answers.by_worker
+    assert [worker(sibling.pid)] == asking.siblings()
+    assert {asking.itself: {"own": {"do": "x"}}, worker(sibling.pid): {"heard": [{"do": "x"}]}} == answers.by_worker
     assert () == answers.unreached
     asking.close()
+
+
+def test_a_worker_is_named_by_its_host_and_process() -> None:
+    assert ("web-1:12", {"host": "web-1", "pid": 12}) == (str(Worker("web-1", 12)), Worker("web-1", 12).describe())
+    assert Worker("web-1", os.getpid()) == peers(None, host="web-1").itself
 
 
 def test_only_the_owner_can_reach_a_socket(folder: Path) -> None:
@@ -115,7 +126,7 @@ def test_a_worker_that_is_stopped_is_named_and_waited_for_no_longer_than_said(
     folder: Path, sibling: subprocess.Popen[str]
 ) -> None:
     sibling.send_signal(19)
-    assert (sibling.pid,) == peers(folder, timeout=0.1).ask({}).unreached
+    assert (worker(sibling.pid),) == peers(folder, timeout=0.1).ask({}).unreached
     sibling.send_signal(18)
 
 
@@ -124,7 +135,7 @@ def test_a_line_that_breaks_off_hurts_nobody(folder: Path, sibling: subprocess.P
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(folder / f"{sibling.pid}.peers.sock"))
             connection.sendall(nonsense)
-    assert sibling.pid in peers(folder).ask({"do": "y"}).by_worker
+    assert worker(sibling.pid) in peers(folder).ask({"do": "y"}).by_worker
 
 
 def test_a_folder_that_others_can_enter_is_refused(folder: Path) -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
-import os
 import re
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +15,7 @@ import pytest
 
 from resilience import RateLimiter, open_storage, rate_limit, shared_limit
 from resilience.adapters.options import Options
-from tests.support.page import Block, blocks_of, sections_of
+from tests.support.page import Block, blocks_of, check_links, check_section, rows_of, sections_of, served
 from tests.support.redis_server import RedisServer, running_redis, server_programs
 
 ROOT = Path(__file__).parents[2]
@@ -44,16 +39,7 @@ def redis_server() -> Iterator[RedisServer]:
 def test_the_code_of_a_section_runs_and_answers_as_printed(
     redis_server: RedisServer, document: Path, section: str
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.support.page", str(document), section],
-        cwd=ROOT,
-        env={**os.environ, "REDIS_ADDRESS": f"127.0.0.1:{redis_server.port}"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (0, "") == (done.returncode, done.stderr), done.stdout
+    check_section(document, section, {"REDIS_ADDRESS": f"127.0.0.1:{redis_server.port}"})
 
 
 def test_nothing_in_python_is_left_out() -> None:
@@ -101,7 +87,7 @@ def test_both_decorators_take_the_options_of_a_limiter() -> None:
 def test_the_side_by_side_tables_leave_nothing_of_flask_limiter_out(
     table: str, function: Callable[..., object]
 ) -> None:
-    left = " ".join(line.split("|")[1] for line in lines_of(MIGRATION, table))
+    left = " ".join(row[0] for row in rows_of(MIGRATION, table))
     named = set(re.findall(r"\w+", left))
     endings = {
         f"{kind}_limits{ending}" for kind in ("default", "application") for ending in re.findall(r"`(_\w+)`", left)
@@ -111,13 +97,7 @@ def test_the_side_by_side_tables_leave_nothing_of_flask_limiter_out(
 
 @pytest.mark.parametrize("document", [PAGE, MIGRATION, ROOT / "README.md"], ids=lambda path: path.stem)
 def test_every_link_leads_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", document.read_text(encoding="utf-8")):
-        if "://" in target:
-            continue
-        name, _, anchor = target.partition("#")
-        linked = document.parent / name if name else document
-        assert linked.exists(), target
-        assert not anchor or anchor in anchors(linked), target
+    check_links(document)
 
 
 def the(blocks: list[Block], language: str) -> Block:
@@ -129,16 +109,12 @@ def without_numbers(text: str) -> str:
     return re.sub(r"(Retry-After: |r=|t=)\d+", r"\1N", text)
 
 
-def lines_of(document: Path, table: str) -> list[str]:
-    """The rows of the table below this comment, without its heading."""
-    between = document.read_text(encoding="utf-8").split(f"<!-- {table} -->\n")[1].split("<!-- end -->")[0]
-    return between.strip().splitlines()[2:]
-
-
 def documented(table: str) -> dict[str, str]:
     """Names and defaults of a table of options, defaults without their backticks; None where it is put in words."""
-    rows = [[cell.strip() for cell in line.split("|")] for line in lines_of(PAGE, table)]
-    return {row[1].strip("`"): row[2].strip("`") if re.fullmatch("`[^`]*`", row[2]) else "None" for row in rows}
+    return {
+        row[0].strip("`"): row[1].strip("`") if re.fullmatch("`[^`]*`", row[1]) else "None"
+        for row in rows_of(PAGE, table)
+    }
 
 
 def parameters(function: Callable[..., Any], *, without: tuple[str, ...]) -> dict[str, str]:
@@ -151,31 +127,3 @@ def shown(value: object) -> str:
     if type(value).__name__ == "SystemClock":
         return "None"  # put in words
     return value if isinstance(value, str) else str(value)
-
-
-def anchors(document: Path) -> set[str]:
-    """What the headings of a page can be linked by."""
-    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@contextlib.contextmanager
-def served(folder: Path, code: str) -> Iterator[int]:
-    """Serves an application as `flask run` does."""
-    (folder / "app.py").write_text(code, encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "flask", "run", "--port", str(port)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            for _ in range(200):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                    break
-                time.sleep(0.05)
-            yield port
-        finally:
-            process.kill()

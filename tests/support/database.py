@@ -26,9 +26,9 @@ QUICK = argon2.Parameters(
 
 
 def settings_for(database_url: str, **values: Any) -> Settings:
-    """Settings for tests that use this database. Limits count in the process, unless `values` say otherwise."""
+    """Settings for tests that use this database. Limits and circuits are the process's own, unless `values` say otherwise."""
     secret = SecretStr("testing-only-secret-of-more-than-32-bytes")
-    values = {"resilience_storage_uri": "memory://", **values}
+    values = {"resilience_storage_uri": "memory://", "resilience_state_uri": "memory://", **values}
     return Settings(environment="testing", token_secret=secret, database_url=database_url, **values)
 
 

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from resilience.storage.shm import SharedMemoryStorage
+from resilience.storage.state_shm import SharedMemoryStateStorage
 
 __all__ = ["Answer", "Launched", "free_ports", "inherited_environment", "is_alive", "launched", "prepare_folder"]
 
@@ -166,7 +167,9 @@ class Launched:
             if self.process.stdout is not None:
                 self.process.stdout.close()
             self._runtime_folder.cleanup()
-            SharedMemoryStorage(f"shm://seawall-{self.port}").path.unlink(missing_ok=True)  # it outlives the service
+            # These outlive the service.
+            SharedMemoryStorage(f"shm://seawall-{self.port}").path.unlink(missing_ok=True)
+            SharedMemoryStateStorage(f"shm://seawall-{self.port}-state").path.unlink(missing_ok=True)
 
     def _read(self) -> None:
         assert self.process.stdout is not None

@@ -45,7 +45,7 @@ def test_the_surface_is_the_api_the_admin_endpoint_and_health(tmp_path: Path, li
     app = create(tmp_path, lifecycle, resilience_admin_token=ADMIN_TOKEN)
     rules = {rule.rule for rule in app.url_map.iter_rules()}
     assert {"/livez", "/readyz", "/healthz", "/metrics", "/admin/circuits", "/admin/limiters"} <= rules
-    known = ("/api/v1/", "/admin/", "/livez", "/readyz", "/healthz", "/metrics")
+    known = ("/api/v1/", "/admin", "/livez", "/readyz", "/healthz", "/metrics")
     assert all(rule.startswith(known) for rule in rules)
 
 
@@ -100,6 +100,14 @@ def test_a_storage_that_cannot_be_opened_is_refused_without_repeating_its_addres
 ) -> None:
     with pytest.raises(SettingsError, match="resilience_storage_uri: must be memory://, shm://") as refusal:
         create(tmp_path, lifecycle, resilience_storage_uri="redis://user:secret@host/0?socket_timeout=long")
+    assert "secret" not in str(refusal.value)
+
+
+def test_a_storage_of_circuits_that_cannot_be_opened_is_refused_without_repeating_its_address(
+    tmp_path: Path, lifecycle: Lifecycle
+) -> None:
+    with pytest.raises(SettingsError, match="resilience_state_uri: must be memory://, shm://") as refusal:
+        create(tmp_path, lifecycle, resilience_state_uri="redis://user:secret@host/0?socket_timeout=long")
     assert "secret" not in str(refusal.value)
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import make_url
 
 from resilience import open_storage
 from resilience.notation import parse_limits
+from resilience.storage.state_address import open_state_storage
 from service.settings import Settings, SettingsError
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
@@ -194,6 +195,13 @@ def test_the_shipped_configuration_is_valid_in_every_environment() -> None:
         ({"RESILIENCE_STORAGE_URI": "redis+cluster://one:7000,two:70000"}, "resilience_storage_uri .* memory://"),
         ({"RESILIENCE_STORAGE_URI": "shm://.."}, "resilience_storage_uri .* shm://"),
         ({"RESILIENCE_STORAGE_URI": "memory://here"}, "resilience_storage_uri .* memory://"),
+        ({"RESILIENCE_STATE_URI": "http://h"}, "resilience_state_uri .* memory://"),
+        ({"RESILIENCE_STATE_URI": "redis://h:0"}, "resilience_state_uri .* memory://"),
+        ({"RESILIENCE_STATE_URI": "memory://?records=9"}, "resilience_state_uri .* memory://"),
+        ({"RESILIENCE_STATE_URI": "shm://x?buckets=9"}, "resilience_state_uri .* shm://"),
+        ({"BACKEND_FAILURE_RATE": "0"}, "backend_failure_rate .* greater than 0"),
+        ({"BACKEND_FAILURE_RATE": "50"}, "backend_failure_rate .* less than or equal to 1"),
+        ({"BACKEND_QUORUM": "0"}, "backend_quorum .* greater than or equal to 1"),
         ({"RESILIENCE_ON_STORE_FAILURE": "open"}, "resilience_on_store_failure .* 'local', 'allow' or 'deny'"),
         ({"REQUEST_TIMEOUT": "0.09"}, "request_timeout .* greater than or equal to 0.1"),
         ({"REQUEST_TIMEOUT": "86401"}, "request_timeout .* less than or equal to 86400"),
@@ -297,6 +305,32 @@ def test_every_rate_that_is_accepted_can_be_limited_to(
 )
 def test_every_storage_that_is_accepted_can_be_opened(folder: Path, uri: str) -> None:
     assert open_storage(load(folder, RESILIENCE_STORAGE_URI=uri).limit_storage) is not None
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "redis://:secret@[::1]:6379/0",
+        "valkey+unix:///run/socket",
+        "redis+sentinel://:secret@one:26379,two/limits/1",
+        "redis+cluster://one:7000,two:7001",
+        "memory://",
+        "shm://",
+        "shm://name?records=1000",
+        "shm:///absolute/path",
+    ],
+)
+def test_every_storage_of_circuits_that_is_accepted_can_be_opened(folder: Path, uri: str) -> None:
+    assert open_state_storage(load(folder, RESILIENCE_STATE_URI=uri).state_storage) is not None
+
+
+def test_services_on_one_machine_keep_their_circuits_apart(folder: Path) -> None:
+    places = [
+        load(folder, PORT=port, RESILIENCE_STATE_URI=uri).state_storage
+        for port in ("8010", "8020")
+        for uri in ("", "none")
+    ]
+    assert ["shm://seawall-8010-state"] * 2 + ["shm://seawall-8020-state"] * 2 == places
 
 
 def test_services_on_one_machine_count_their_limits_apart(folder: Path) -> None:

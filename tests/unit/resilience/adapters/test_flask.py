@@ -38,6 +38,8 @@ from resilience.core.limiter import Charge, Refund
 from resilience.ports import Taker
 from resilience.registry import PROCESS_REGISTRY
 from resilience.scope import PROCESS, current_scope
+from resilience.storage.state_address import open_state_storage
+from resilience.storage.state_memory import MemoryStateStorage
 from resilience.testing import FakeClock
 
 
@@ -213,7 +215,7 @@ def test_fields_of_another_s_are_replaced() -> None:
 
 def test_an_open_circuit_is_a_503_with_retry_after() -> None:
     app = made()
-    guarded = circuit_breaker("backend", fail_max=1, reset_timeout=7)(lambda: 1 / 0)
+    guarded = circuit_breaker("backend", fail_max=1, reset_timeout=7, open_time_jitter=0)(lambda: 1 / 0)
     app.get("/guarded")(lambda: str(guarded()))
     client = app.test_client()
     assert 500 == client.get("/guarded").status_code
@@ -767,3 +769,69 @@ def test_a_limit_before_the_view_may_answer_in_its_place() -> None:
 def test_who_is_calling_may_be_a_plain_string() -> None:
     client = made(key=lambda: request.headers.get("X-User")).test_client()
     assert [200, 200, 429, 200] == [client.get("/", headers={"X-User": name}).status_code for name in "aaab"]
+
+
+# -- what processes share ----------------------------------------------------------------------------------------------
+
+
+def test_without_an_address_every_process_keeps_its_circuits_to_itself() -> None:
+    circuit = CircuitBreaker(name="alone")
+    with made(circuits=[circuit]).app_context():
+        assert ("memory://", "process") == (current_application().state.uri, current_application().reach)
+    assert circuit.snapshot().shared is None
+
+
+def test_circuits_are_kept_at_the_address_of_states_and_so_are_those_that_come_later(tmp_path: Path) -> None:
+    first = CircuitBreaker(name="first")
+    app = made(circuits=[first], state_uri=f"shm://{tmp_path}/state")
+    with app.app_context():
+        application = current_application()
+    later, decorated = CircuitBreaker(name="later"), circuit_breaker("decorated")
+    application.registry.add_circuit(later)
+    decorated(greet)
+    try:
+        uri = application.state.uri
+        assert {"first": uri, "later": uri, "decorated": uri} == {
+            name: circuit.snapshot().shared for name, circuit in application.circuits().items()
+        }
+    finally:
+        application.close()
+
+
+def test_a_storage_of_states_may_be_given_as_an_object(tmp_path: Path) -> None:
+    state = open_state_storage(f"shm://{tmp_path}/state")
+    with made(state=state).app_context():
+        application = current_application()
+    assert (state, "code") == (application.state, application.origins["state_uri"])
+    application.close()
+
+
+def test_a_storage_of_states_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="'file' is no storage of state: use one of memory://"):
+        made(state_uri="file:///tmp/state")
+
+
+def test_closing_gives_both_storages_back() -> None:
+    class Closable(MemoryStorage):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    class ClosableState(MemoryStateStorage):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    storage, state = Closable(), ClosableState()
+    with made(storage=storage, state=state).app_context():
+        current_application().close()
+        assert current_application().is_closed
+    assert (True, True) == (storage.closed, state.closed)
+
+
+def test_the_commands_for_a_terminal_are_there() -> None:
+    said = made().test_cli_runner().invoke(args=["resilience", "--help"])
+    assert 0 == said.exit_code
+    assert "circuits" in said.output

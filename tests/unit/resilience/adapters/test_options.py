@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from resilience.adapters.options import Options, read_options, refuse_unknown
+from resilience.adapters.options import Options, read_options, read_origins, refuse_unknown
 
 
 def test_without_anything_the_defaults_hold() -> None:
@@ -24,6 +24,17 @@ def test_the_environment_is_stronger_than_the_configuration_and_that_than_the_co
     assert (3, "off", 8001, "constructor", "memory://") == (
         options.trusted_proxies, options.headers, options.admin_port, options.admin_token, options.storage_uri
     )  # fmt: skip
+
+
+def test_every_option_tells_where_it_comes_from() -> None:
+    origins = read_origins(
+        {"trusted_proxies": 1, "headers": "both", "admin_token": ""},
+        {"RESILIENCE_HEADERS": "off", "RESILIENCE_STATE_URI": "shm://"},
+        {"RESILIENCE_STATE_URI": "memory://", "RESILIENCE_WORKERS": ""},
+    )
+    assert {"trusted_proxies": "code", "headers": "config", "state_uri": "environment"} == {
+        name: origin for name, origin in origins.items() if origin != "default"
+    }
 
 
 def test_what_is_empty_says_nothing() -> None:
