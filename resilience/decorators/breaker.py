@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from math import inf
 from types import GeneratorType
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast, overload
 
 import pybreaker
 
@@ -30,7 +30,7 @@ from resilience.decorators.compatibility import (
 from resilience.decorators.guarded import GuardedGenerator
 from resilience.decorators.kept import ByHand
 from resilience.decorators.options import Setting, given, policy_of, settings_of
-from resilience.decorators.refusal import STILL_OPEN, CircuitOpen, refusal
+from resilience.decorators.refusal import STILL_OPEN, CircuitOpen
 from resilience.decorators.rules import Pause, ResultRule, Rule, Rules, matches, pause_of
 from resilience.decorators.shared import SharedCircuit
 from resilience.decorators.snapshot import CircuitSnapshot, Counts, snapshot_of
@@ -46,18 +46,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LONGEST_REASON: Final = 500
-"""Characters of a reason, and of an author."""
-MOST_SHARED_PROBES: Final = 50
-"""Probes at once of a circuit that is shared: all of them are in its record."""
+LONGEST_AUTHOR: Final = 100
+"""Characters of what is said about an order: what is longer is cut off."""
+MOST_SHARED: Final = {"half_open_max_calls": 50, "quorum": 25}
+"""Probes at once, and votes, of a circuit that is shared: all of them are in its record."""
 
+_bare = BaseException.__new__
 _FOR_A_TIME: Final = frozenset((Event.OPEN, Event.FORCE_OPEN, Event.FORCE_CLOSED, Event.DISABLE, Event.MEASURE))
 
 
 class CircuitBreaker(pybreaker.CircuitBreaker):
     """A `pybreaker.CircuitBreaker` under which calls run side by side.
 
-    It takes pybreaker's arguments, in their order, and keeps its states, listeners, exclusions, storages and exceptions. All
-    times are in seconds, all rates are shares above 0, to 1. Beyond pybreaker:
+    It takes pybreaker's arguments, in their order and with its defaults, and keeps its states, listeners, exclusions, storages
+    and exceptions. All times are in seconds, all rates are shares above 0, to 1. Beyond pybreaker:
 
     - When it opens: `fail_max` failures in a row (5, unless a rate is given), a `failure_rate`, a `slow_call_rate` of calls
       that take `slow_call_duration` (60) or longer; over the last `window_calls` (100) or the last `window_seconds`, and not
@@ -66,12 +68,12 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
       keeps pybreaker's meaning: they count as success). With `record` only what it matches is a failure. `record_result` and
       `ignore_result` are predicates of what a call returned. `GreenletExit`, `GeneratorExit`, `SystemExit` and
       `KeyboardInterrupt` always count as neither; `gevent.Timeout` is a failure.
-    - For how long: `reset_timeout`, times `open_time_growth` (1) for every opening without a recovery in between, to
+    - For how long: `reset_timeout` (60), times `open_time_growth` (1) for every opening without a recovery in between, to
       `open_time_cap` (ten times `reset_timeout`), and by chance up to the share `open_time_jitter` (0) more. Where the backend
       says when to come back, it is no less than that, to the cap: `retry_after` takes the exception or result, and returns
       seconds or None; by default it is read from its attribute `retry_after`.
-    - When it closes: `success_threshold` probes succeeded; `half_open_max_calls` (1) may be under way at once; one that has not
-      reported after `probe_lease` (the larger of 60 and `reset_timeout`) frees its place.
+    - When it closes: `success_threshold` (1) probes succeeded; `half_open_max_calls` (1) may be under way at once; one that has
+      not reported after `probe_lease` (the larger of 60 and `reset_timeout`) frees its place.
     - `state_storage` may be a `StateStorage`: every process that uses the same one under the same name shares the circuit. It
       opens for all of several hosts when `quorum` (2) of them find the backend ill; below that each opens for itself. When the
       storage is out of reach, the process goes on alone. See `share`.
@@ -88,8 +90,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     def __init__(
         self,
         fail_max: int | None = None,
-        reset_timeout: float = 60,
-        success_threshold: int = 1,
+        reset_timeout: float | None = None,
+        success_threshold: int | None = None,
         exclude: Iterable[Rule] | None = None,
         listeners: Sequence[pybreaker.CircuitBreakerListener] | None = None,
         state_storage: pybreaker.CircuitBreakerStorage | StateStorage | None = None,
@@ -117,8 +119,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     ) -> None:
         self._given = given(
             fail_max=fail_max,
-            reset_timeout=None if reset_timeout == 60 else reset_timeout,
-            success_threshold=None if success_threshold == 1 else success_threshold,
+            reset_timeout=reset_timeout,
+            success_threshold=success_threshold,
             failure_rate=failure_rate,
             slow_call_rate=slow_call_rate,
             slow_call_duration=slow_call_duration,
@@ -170,7 +172,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
-    def call(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:  # in one piece: see below
+    def call(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `func` if the circuit admits it, and let the circuit learn from the result. Raises `CircuitOpen` if not."""
         # Every call comes through here, so the two common ways are written out: a success on a closed circuit, a refusal by
         # an open one. Neither takes a lock nor calls anything but the clock. `Calls` does the same, and everything else.
@@ -188,7 +190,10 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
                 if now < until and now < telling.refusals_told_at + QUIET:
                     self._counts.not_permitted += 1
                     telling.refused += 1
-                    raise refusal(STILL_OPEN, self._name or "circuit", until - now)
+                    error: CircuitOpen = _bare(CircuitOpen, STILL_OPEN)  # as `refusal` makes it
+                    error.policy = self._name or "circuit"
+                    error.retry_after = until - now
+                    raise error
             return self._calls.call(func, args, kwargs)
         seconds = self._seconds
         started = seconds()
@@ -219,15 +224,22 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         self._calls.succeeded(present, took)
         return result
 
-    def __call__(self, *call_args: Any, **call_kwargs: bool) -> Any:
+    @overload  # type: ignore[override]  # pybreaker's takes anything
+    def __call__(self, function: Callable[P, T], /) -> Callable[P, T]: ...
+
+    @overload
+    def __call__(self, **options: bool) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+
+    def __call__(self, *functions: Callable[..., Any], **options: bool) -> Callable[..., Any]:
         """Guard a function: `@breaker` or `@breaker()`. Raises `TypeError` for a coroutine function."""
-        decorate = super().__call__(**call_kwargs)
+        decorate = super().__call__(**options)
 
-        def decorate_plain(function: Callable[..., Any]) -> Any:
+        def decorate_plain(function: Callable[..., Any]) -> Callable[..., Any]:
             refuse_coroutine(function)
-            return decorate(function)
+            decorated: Callable[..., Any] = decorate(function)
+            return decorated
 
-        return decorate_plain(*call_args) if call_args else decorate_plain
+        return decorate_plain(*functions) if functions else decorate_plain
 
     @contextlib.contextmanager
     def calling(self) -> Iterator[None]:
@@ -310,14 +322,15 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         with standing.lock:
             standing.health.clear()
             self._counts.clear(standing.health.passed)
-        self._telling.emit(CircuitReset, reason=reason[:LONGEST_REASON], author=author[:LONGEST_REASON])
+        self._telling.emit(CircuitReset, reason=_said(reason, LONGEST_REASON), author=_said(author, LONGEST_AUTHOR))
 
     def _order(self, event: Event, reason: str, author: str, expires_in: float | None) -> None:
         if expires_in is not None and event not in _FOR_A_TIME:
             raise ValueError(f"expires_in={expires_in!r}: force the circuit, and it stays so for that time")
         if expires_in is not None and not 0 <= expires_in < inf:
             raise ValueError(f"expires_in={expires_in!r}: give seconds from 0, or None")
-        self._standing.order(ByHand(event, reason[:LONGEST_REASON], author[:LONGEST_REASON], expires_in))
+        order = ByHand(event, _said(reason, LONGEST_REASON), _said(author, LONGEST_AUTHOR), expires_in)
+        self._standing.order(order)
         self._telling.publish()
 
     def _move(self, state: str) -> None:
@@ -330,8 +343,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         """Keep the circuit in `state_storage` from now on, together with every process that does so under the same name.
 
         If it is open here, it opens there as well; else it becomes what it is there. Nothing is asked before the circuit is. A
-        breaker that was made with a storage keeps that. Raises `ValueError` for a circuit without a name, or with more than 50
-        probes at once.
+        breaker that was made with a storage keeps that. Raises `ValueError` for a circuit without a name, with more than 50
+        probes at once, or with a quorum of more than 25 hosts.
         """
         if not self._has_own_storage:
             self._share(state_storage)
@@ -340,10 +353,9 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         name, standing, policy = self._name, self._standing, self._standing.policy
         if not name:
             raise ValueError("a circuit is shared under its name: give the circuit breaker one")
-        if policy.half_open_max_calls > MOST_SHARED_PROBES:
-            raise ValueError(
-                f"half_open_max_calls={policy.half_open_max_calls}: a shared circuit takes {MOST_SHARED_PROBES} probes at once"
-            )
+        for option, most in MOST_SHARED.items():
+            if getattr(policy, option) > most:
+                raise ValueError(f"{option}={getattr(policy, option)}: a circuit that is shared takes {most} at most")
         if standing.shared is None or standing.shared.storage is not storage:
             standing.share(SharedCircuit(storage, name, host_name(), policy, self._seconds))
 
@@ -476,6 +488,11 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         given = {**self._given, option: value}
         self._standing.change(policy_of(given))
         self._given = given
+
+
+def _said(words: str, most: int) -> str:
+    """What somebody said, in a line that can be shown and kept anywhere."""
+    return "".join(each if each.isprintable() else " " for each in words.strip())[:most]
 
 
 def refuse_coroutine(function: Callable[..., Any]) -> None:

@@ -112,12 +112,7 @@ class Calls:
         standing = self._standing
         standing.begin()
         present = standing.present
-        if (
-            self._callers is None
-            and standing.cells[standing.place] == standing.heard
-            and standing.host_cells[standing.host_place] == standing.host_heard
-            and self._stays(present)
-        ):
+        if self._callers is None and not standing.has_news() and self._stays(present):
             return present
         if is_within(self._key, present):
             return _WITHIN_A_PROBE

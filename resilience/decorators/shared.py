@@ -252,10 +252,13 @@ def _under(base: int, record: Record) -> Circuit:
 def _totals_of(text: bytes, now: str) -> Totals:
     """What a process has left, if it is about the present."""
     about, _, numbers = text.decode(errors="replace").partition(f"{now} ")
-    try:
-        return Totals(*map(int, numbers.split())) if not about else Totals()
-    except (TypeError, ValueError):  # of software that writes it otherwise
+    if about:
         return Totals()
+    try:
+        calls, failed, slow, slow_failed = map(int, numbers.split())
+    except ValueError:  # of software that writes it otherwise
+        return Totals()
+    return Totals(calls, failed, slow, slow_failed)
 
 
 def _decoded(text: bytes | None) -> Record:

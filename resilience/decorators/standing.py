@@ -198,6 +198,10 @@ class Standing:
                     self._follow(watched, view)
                     return
 
+    def has_news(self) -> bool:
+        """Whether others have changed the circuit since somebody looked."""
+        return self.cells[self.place] != self.heard or self.host_cells[self.host_place] != self.host_heard
+
     def adopt(self, view: View) -> None:
         """The circuit is this from now on. Requires `lock`."""
         present, circuit = self.present, view.circuit
@@ -245,6 +249,9 @@ class Standing:
         except StorageBusy:
             self._unsettled.append((probe, outcome, pause))
             return False
+        except BaseException:
+            self._unsettled.append((probe, outcome, pause))  # interrupted: what has been told already counts once
+            raise
 
     def trip(self, present: Present, pause: float) -> Tripped:
         """Open the circuit if it still is what it was at `present`, which was closed."""
@@ -332,7 +339,9 @@ class Standing:
         self._telling.tell_leftovers(self.policy.reset_timeout, now)
         try:
             if self.keeper is shared:
-                self.look()
+                until = self.present.until
+                if self.has_news() or (until is not None and now >= until):
+                    self.look()
                 self._compare_windows(shared)
             with self._joining:
                 if self.keeper is shared:
@@ -361,13 +370,11 @@ class Standing:
         if shared is None or not self._is_newborn:
             return
         PROCESS_ROUNDS.add(self)
-        try:
-            with contextlib.suppress(StorageUnavailable):  # the rounds go on trying
-                self._join(shared)
-        finally:
-            with self.lock:
-                self._is_newborn = False
-                self.set_pace()
+        with contextlib.suppress(StorageUnavailable):  # the rounds go on trying
+            self._join(shared)
+        with self.lock:
+            self._is_newborn = False
+            self.set_pace()
 
     def _join(self, shared: SharedCircuit) -> None:
         """Leave the process's own circuit for the shared one, and take with it what happened to the former alone. Requires

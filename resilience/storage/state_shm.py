@@ -97,6 +97,9 @@ class SharedMemoryStateStorage:
         """Guards the set of followings and the attendant, for a moment."""
         self._followings: weakref.WeakSet[_Following] = weakref.WeakSet()
         self._attendant: Attendant | None = None
+        self._is_watched = False
+        """Whether anybody has read what is followed: before that there is no attendant. A server that only makes what its
+        workers will follow, and forks them then, has no thread."""
         self._silent_until = 0.0
         forget_after_fork(self)
 
@@ -143,7 +146,8 @@ class SharedMemoryStateStorage:
         following = _Following(self, name)
         with self._lock:
             self._followings.add(following)
-        self._have_an_attendant()
+        if self._is_watched:
+            self._have_an_attendant()
         return following
 
     def exchange(self, name: str, member: str, text: bytes, *, keep: float) -> dict[str, bytes]:
@@ -234,7 +238,7 @@ class SharedMemoryStateStorage:
 
     def current(self) -> _Opened:
         """The file that has the name now."""
-        if self._attendant is None and self._followings:  # in a forked child, say
+        if self._is_watched and self._attendant is None and self._followings:  # in a forked child, say
             self._have_an_attendant()
         opened = self._opened
         if opened is not None and opened.is_at(self.uri):
@@ -255,6 +259,12 @@ class SharedMemoryStateStorage:
             )
         self._opened = opened = _Opened(segment, self.uri, os.fspath(self.path))
         return opened
+
+    def watch(self) -> None:
+        """Told when what is followed is read: from now on there is an attendant."""
+        if self._attendant is None:
+            self._is_watched = True
+            self._have_an_attendant()
 
     def _have_an_attendant(self) -> None:
         with self._lock:
@@ -431,8 +441,8 @@ class _Lone(Sequence[int]):
 class _Following:
     """A record of the machine, watched: `cell` is the shared memory itself.
 
-    To read takes no lock and opens no file. Where the record must move to another place, the attendant finds that, and
-    changes the number in the old one: whoever comes and reads then is moved.
+    To read takes no lock but the first time, and opens no file. Where the record must move to another place, the attendant
+    finds that, and changes the number in the old one: whoever comes and reads then is moved.
     """
 
     __slots__ = ("__weakref__", "_at", "_name", "_next", "_own", "_storage", "cell", "place")
@@ -453,6 +463,7 @@ class _Following:
         storage = self._storage
         if storage is None:
             raise ValueError(f"the record {self._name!r} is followed no longer")
+        storage.watch()
         found = self._next
         if found is not None:
             self._next = None

@@ -31,7 +31,7 @@ def test_the_tour_shows_what_it_says(tmp_path: Path) -> None:
         done = subprocess.run(
             ["bash", "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=60
         )
-    signed_in, broken, healed = done.stdout.split("=====\n")[1:]
+    signed_in, broken, healed, moved = done.stdout.split("=====\n")[1:]
     assert "HTTP/1.1 200 OK" in signed_in
     assert {"RateLimit", "RateLimit-Policy", "X-Request-ID", "X-Trace-Id"} <= set(
         re.findall(r"^([\w-]+):", signed_in, re.MULTILINE)
@@ -43,3 +43,9 @@ def test_the_tour_shows_what_it_says(tmp_path: Path) -> None:
     assert '"states":{"open":2}' in broken
     assert ["200"] * 40 == healed.splitlines()[1].split()
     assert '"states":{"closed":2}' in healed
+    forced, refused, closed, answered = moved.splitlines()
+    assert '"states":{"forced-open":2}' in forced
+    assert '"author":"token (127.0.0.1)"' in forced
+    assert '"reason":"the backend is being replaced"' in forced
+    assert ("503", "200") == (refused, answered)
+    assert '"states":{"closed":2}' in closed

@@ -15,7 +15,7 @@ import pytest
 
 from resilience import RateLimiter, open_storage, rate_limit, shared_limit
 from resilience.adapters.options import Options
-from tests.support.page import Block, blocks_of, check_links, check_section, rows_of, sections_of, served
+from tests.support.page import Block, blocks_of, check_section, rows_of, sections_of, served
 from tests.support.redis_server import RedisServer, running_redis, server_programs
 
 ROOT = Path(__file__).parents[2]
@@ -93,11 +93,6 @@ def test_the_side_by_side_tables_leave_nothing_of_flask_limiter_out(
         f"{kind}_limits{ending}" for kind in ("default", "application") for ending in re.findall(r"`(_\w+)`", left)
     }
     assert set() == set(inspect.signature(function).parameters) - {"self"} - named - endings
-
-
-@pytest.mark.parametrize("document", [PAGE, MIGRATION, ROOT / "README.md"], ids=lambda path: path.stem)
-def test_every_link_leads_somewhere(document: Path) -> None:
-    check_links(document)
 
 
 def the(blocks: list[Block], language: str) -> Block:

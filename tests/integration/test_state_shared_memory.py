@@ -427,8 +427,9 @@ def test_when_the_file_is_removed_processes_meet_again_within_seconds(path: Path
     def child():
         mine = storage()
         following = mine.follow("a")
-        os.write(said[1], b"r")
         heard, deadline = number(following), time.monotonic() + 30
+        following.read()
+        os.write(said[1], b"r")
         while time.monotonic() < deadline:
             if heard != number(following):
                 heard = number(following)

@@ -34,6 +34,9 @@ from tests.support.untraced import without_coverage
 
 __all__ = ["Caller", "Crew", "most_at_once"]
 
+_PATIENT = 5.0
+"""Seconds that a storage may take where a test is not about that: on a busy machine a process would go on alone."""
+
 _fresh = itertools.count()
 
 
@@ -83,6 +86,11 @@ class Caller:
         """The state of the circuit, as it is for this process."""
         return str(self.do("snapshot")["state"])
 
+    @property
+    def retry_after(self) -> float:
+        """Seconds until calls may pass, as this process sees it."""
+        return float(self.do("waits"))
+
     def kill(self) -> None:
         """End it at once: kill -9."""
         self._process.kill()
@@ -109,7 +117,7 @@ class Crew:
         uri: str,
         *hosts: str,
         kind: str = "threads",
-        timeout: float = 0.05,
+        timeout: float = _PATIENT,
         options: Mapping[str, Any],
     ) -> list[Caller]:
         """A process for every host that is named, all of them at a circuit that nobody has used before; and the storage
@@ -136,7 +144,7 @@ class Crew:
         """One more process, which has not asked the storage yet and ends with the block."""
         caller = Caller(kind)
         try:
-            caller.do("meet", **{"timeout": 0.05, "options": {}, "connects": False} | meeting)
+            caller.do("meet", **{"timeout": _PATIENT, "options": {}, "connects": False} | meeting)
             yield caller
         finally:
             caller.kill()
@@ -333,6 +341,10 @@ class _Callers:
         """The circuit, as it is for this process."""
         snapshot = self.breaker.snapshot()._asdict()
         return {name: snapshot[name] for name in ("name", "state", "generation", "reason", "author", "alone")}
+
+    def waits(self) -> float:
+        """Seconds until calls may pass."""
+        return float(self.breaker.snapshot().retry_after)
 
     def told(self) -> list[dict[str, Any]]:
         """What the circuit has told of, besides calls."""

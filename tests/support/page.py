@@ -25,6 +25,7 @@ __all__ = ["Block", "anchors_of", "blocks_of", "check_links", "check_section", "
 ROOT = Path(__file__).parents[2]
 DOCUMENTED_REDIS = "127.0.0.1:6379"
 _PARTS = re.compile(r"^#{2,6} (?P<title>[^\n]+)$|^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ def anchors_of(document: Path) -> set[str]:
 
 def check_links(document: Path) -> None:
     """Every link to a file or a heading leads there."""
-    for target in re.findall(r"\]\(([^)]+)\)", document.read_text(encoding="utf-8")):
+    text = _CODE.sub("", document.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)]+)\)", text):
         if "://" in target:
             continue
         name, _, anchor = target.partition("#")

@@ -22,6 +22,7 @@ from hypothesis import strategies as some
 from resilience import CircuitBreaker, CircuitOpen, Rejected, circuit_breaker
 from resilience.registry import PROCESS_REGISTRY
 from resilience.testing import FakeClock, RecordingListener
+from tests.support.breakers import Boom, Fine, boom, breaker, fail, fine
 from tests.support.examples import many
 
 
@@ -29,36 +30,6 @@ from tests.support.examples import many
 def _empty_registry() -> Iterator[None]:
     yield
     PROCESS_REGISTRY.clear()
-
-
-class Boom(Exception):
-    """What the protected function raises."""
-
-
-class Fine(Exception):
-    """What the protected function raises when all is well."""
-
-
-def boom() -> None:
-    raise Boom
-
-
-def fine() -> str:
-    return "fine"
-
-
-def breaker(clock: FakeClock | None = None, **options: Any) -> CircuitBreaker:
-    options = {"fail_max": 2, "reset_timeout": 10, "name": "demo", "throw_new_error_on_trip": False, **options}
-    return CircuitBreaker(clock=clock or FakeClock(), **options)
-
-
-def fail(circuit: CircuitBreaker, times: int = 1, error: type[BaseException] = Boom) -> None:
-    def function() -> None:
-        raise error
-
-    for _ in range(times):
-        with contextlib.suppress(error):
-            circuit.call(function)
 
 
 def test_it_is_a_pybreaker_circuit_breaker() -> None:

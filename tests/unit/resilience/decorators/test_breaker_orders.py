@@ -23,7 +23,7 @@ from resilience.core.events import (
 )
 from resilience.events import PROCESS_EVENTS
 from resilience.testing import FakeClock, RecordingListener
-from tests.unit.resilience.decorators.breakers import Boom, Fine, breaker, fail, fine, heard
+from tests.support.breakers import Boom, Fine, breaker, fail, fine, heard
 
 
 def test_a_forced_open_circuit_refuses_until_its_time_is_over_and_then_probes() -> None:
@@ -245,13 +245,13 @@ def test_a_listener_of_moves_alone_does_not_slow_successes_down() -> None:
         def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
             """Writes a line."""
 
-    circuit = breaker(listeners=[Log()])
-    assert circuit._standing.quick
-    listener = RecordingListener()
+    circuit, listener = breaker(listeners=[Log()]), RecordingListener()
+    ways = [circuit._standing.quick]
     circuit.add_listener(listener)
-    assert not circuit._standing.quick
+    ways.append(circuit._standing.quick)
     circuit.remove_listener(listener)
-    assert circuit._standing.quick
+    ways.append(circuit._standing.quick)
+    assert [True, False, True] == ways
 
 
 def test_a_breaker_keeps_no_more_attributes_than_are_read_quickly() -> None:

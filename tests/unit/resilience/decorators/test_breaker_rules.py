@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from resilience import CircuitOpen, circuit_breaker
+from resilience import CircuitBreaker, CircuitOpen, circuit_breaker
 from resilience.core.breaker import BreakerPolicy
 from resilience.decorators.rules import FailedResult
 from resilience.registry import PROCESS_REGISTRY
 from resilience.testing import FakeClock, RecordingListener
-from tests.unit.resilience.decorators.breakers import Boom, Fine, boom, breaker, fail, fine
+from tests.support.breakers import Boom, Fine, boom, breaker, fail, fine
 
 
 def test_a_failure_rate_opens_from_the_minimum_of_calls_on() -> None:
@@ -195,8 +195,13 @@ def test_a_snapshot_tells_which_values_were_given() -> None:
 
 
 def test_as_in_pybreaker_open_times_are_the_same_and_exact() -> None:
-    policy: BreakerPolicy = breaker().policy
-    assert (1.0, 0.0, 100, 5) == (policy.open_time_growth, policy.open_time_jitter, policy.open_time_cap, 5)
+    policy: BreakerPolicy = CircuitBreaker().policy
+    assert (5, 60, 1.0, 0.0) == (
+        policy.fail_max,
+        policy.reset_timeout,
+        policy.open_time_growth,
+        policy.open_time_jitter,
+    )
 
 
 def test_the_decorator_s_open_times_grow_and_are_spread() -> None:

@@ -1,4 +1,4 @@
-"""A circuit of several hosts, beside an account of it: a common one, and one of every host under the common one's present life."""
+"""A circuit of several hosts beside accounts of it: a common one, and one of every host under the life of that."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ policies = some.builds(
     open_time_cap=some.just(30),
     quorum=some.integers(1, 3),
 )
+
+
+Sight = tuple[int, Identity, Account, int, int]
+"""Which process has seen what, of which account in which life of the common one, and after how many moves."""
+Leave = tuple[int, Granted, Account, int, int]
+"""The same of a probe."""
 
 
 class ManyHosts(MemoryStateStorage):
@@ -95,45 +101,68 @@ class CircuitsBesideTheirAccounts(RuleBasedStateMachine):
         self.clock.advance(quarters / 4)
 
     @rule(target=sights, process=processes)
-    def somebody_looks(self, process: int) -> tuple[int, Identity, Account, int, int]:
+    def somebody_looks(self, process: int) -> Sight:
+        return self.sight_of(process)
+
+    def sight_of(self, process: int) -> Sight:
+        """What a process sees."""
         account = self.hosts.of(PROCESSES[process], self.now)
         return process, self.circuits[process].view().identity, account, self.hosts.common.moves, account.moves
 
     @rule(sight=sights)
-    def calls_have_failed_since_somebody_looked(self, sight: tuple[int, Identity, Account, int, int]) -> None:
+    def calls_have_failed_since_somebody_looked(self, sight: Sight) -> None:
+        self.tripped(sight)
+
+    def tripped(self, sight: Sight) -> None:
+        """Calls that were let pass then have failed."""
         process, identity, account, life, moves = sight
-        host, now = PROCESSES[process], self.now
         self.circuits[process].trip(self.policy, identity, 0.0, 0.0)
-        self.hosts.common.look(now)
-        if account is not self.hosts.common and self.hosts.own.get(host) != (life, account):
-            return  # that of another life
-        self.hosts.told(host, account, life, now, lambda: account.finds_ill(moves, now, 0.0, 0.0))
+        self.tell(process, account, life, lambda: account.finds_ill(moves, self.now, 0.0, 0.0))
 
     @rule(target=leaves, process=processes)
     def somebody_asks(self, process: int) -> object:
-        host, now = PROCESSES[process], self.now
-        account = self.hosts.of(host, now)
-        life, refuses_itself = self.hosts.common.moves, self.now < self.circuits[process]._refused_until
+        leave = self.leave_of(process)
+        return multiple() if leave is None else leave
+
+    def leave_of(self, process: int) -> Leave | None:
+        """A probe that is let through now."""
+        account = self.hosts.of(PROCESSES[process], self.now)
+        refuses_itself = self.now < self.circuits[process]._refused_until
         answer = self.circuits[process].admit(self.policy)
         if refuses_itself and isinstance(answer, Refusal):
-            return multiple()  # it was refused a moment ago, and has heard of nothing since
-        assert account.admits(now) == isinstance(answer, Granted)
-        return (process, answer, account, life) if isinstance(answer, Granted) else multiple()
+            return None  # it was refused a moment ago, and has heard of nothing since
+        assert account.admits(self.now) == isinstance(answer, Granted)
+        if isinstance(answer, Refusal) or not answer.permit.number:
+            return None
+        return process, answer, account, self.hosts.common.moves, account.moves
 
     @rule(leave=leaves, outcome=some.sampled_from(Outcome))
-    def a_call_ends(self, leave: tuple[int, Granted, Account, int], outcome: Outcome) -> None:
-        process, granted, account, life = leave
-        host, now = PROCESSES[process], self.now
-        if not granted.permit.number:
-            return
-        self.circuits[process].settle(self.policy, granted, outcome, 0.0, 0.0)
-        if account is not self.hosts.common and self.hosts.own.get(host) != (life, account):
-            return
-        permit = granted.permit._replace(generation=account.moves if self.is_under_way(account, granted) else -1)
-        self.hosts.told(host, account, life, now, lambda: account.hears(permit, outcome.value, now, 0.0, 0.0))
+    def a_probe_ends(self, leave: Leave, outcome: Outcome) -> None:
+        self.settled(leave, outcome)
 
-    def is_under_way(self, account: Account, granted: Granted) -> bool:
-        return self.generations.get((id(account), account.moves)) == granted.permit.generation
+    def settled(self, leave: Leave, outcome: Outcome) -> None:
+        """A probe has come to this."""
+        process, granted, account, life, moves = leave
+        self.circuits[process].settle(self.policy, granted, outcome, 0.0, 0.0)
+        probe = granted.permit._replace(generation=moves)
+        self.tell(process, account, life, lambda: account.hears(probe, outcome.value, self.now, 0.0, 0.0))
+
+    @rule(process=processes)
+    def calls_fail(self, process: int) -> None:
+        self.tripped(self.sight_of(process))
+
+    @rule(process=processes, outcome=some.sampled_from(Outcome))
+    def a_probe_is_made(self, process: int, outcome: Outcome) -> None:
+        leave = self.leave_of(process)
+        if leave is not None:
+            self.settled(leave, outcome)
+
+    def tell(self, process: int, account: Account, life: int, act: Callable[[], None]) -> None:
+        """Something happens to an account, if that of the process's host is still the same one."""
+        host = PROCESSES[process]
+        self.hosts.common.look(self.now)
+        if account is self.hosts.common or self.hosts.own.get(host, (0, None))[1] is account:
+            self.hosts.told(host, account, life, self.now, act)
 
     @rule(process=processes, event=some.sampled_from(list(HANDS)), expires_in=some.none() | some.integers(0, 10))
     def somebody_orders(self, process: int, event: Event, expires_in: float | None) -> None:
@@ -149,3 +178,7 @@ class CircuitsBesideTheirAccounts(RuleBasedStateMachine):
             assert (account.state, account.ends) == (seen.state, seen.until)
             assert [probe.number for probe in account.under_way()] == [probe.number for probe in seen.probes]
             assert self.hosts.common.votes == {each.voter: each.expires for each in seen.votes}
+
+
+TestCircuitsBesideTheirAccounts = CircuitsBesideTheirAccounts.TestCase
+TestCircuitsBesideTheirAccounts.settings = settings(max_examples=many(200), stateful_step_count=40, deadline=None)

@@ -330,11 +330,13 @@ def attendant_of(storage: SharedMemoryStateStorage) -> Attendant | None:
     return storage._attendant
 
 
-def test_the_attendant_is_there_while_something_is_followed(folder: Folder) -> None:
+def test_the_attendant_is_there_while_something_is_followed_and_read(folder: Folder) -> None:
     storage = folder.open()
-    storage.read("a")
-    assert None is attendant_of(storage)
     following = storage.follow("a")
+    storage.follow("b")
+    storage.read("a")
+    assert None is attendant_of(storage), "a server that forks its workers has no thread"
+    following.read()
     first = attendant_of(storage)
     assert first is not None
     assert 1.0 == storage.attend(first)
@@ -399,6 +401,7 @@ def test_without_a_thread_to_be_had_the_next_who_asks_tries_again(
     storage = folder.open()
     monkeypatch.setattr(Attendant, "start", lambda self: False)
     following = storage.follow("a")
+    following.read()
     assert None is attendant_of(storage)
     monkeypatch.setattr(Attendant, "start", lambda self: True)
     storage.read("a")
