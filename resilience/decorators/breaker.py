@@ -30,7 +30,7 @@ from resilience.decorators.compatibility import (
 from resilience.decorators.guarded import GuardedGenerator
 from resilience.decorators.kept import ByHand
 from resilience.decorators.options import Setting, given, policy_of, settings_of
-from resilience.decorators.refusal import STILL_OPEN, CircuitOpen
+from resilience.decorators.refusal import STILL_OPEN, CircuitOpen, refusal
 from resilience.decorators.rules import Pause, ResultRule, Rule, Rules, matches, pause_of
 from resilience.decorators.shared import SharedCircuit
 from resilience.decorators.snapshot import CircuitSnapshot, Counts, snapshot_of
@@ -51,7 +51,6 @@ LONGEST_AUTHOR: Final = 100
 MOST_SHARED: Final = {"half_open_max_calls": 50, "quorum": 25}
 """Probes at once, and votes, of a circuit that is shared: all of them are in its record."""
 
-_bare = BaseException.__new__
 _FOR_A_TIME: Final = frozenset((Event.OPEN, Event.FORCE_OPEN, Event.FORCE_CLOSED, Event.DISABLE, Event.MEASURE))
 
 
@@ -190,10 +189,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
                 if now < until and now < telling.refusals_told_at + QUIET:
                     self._counts.not_permitted += 1
                     telling.refused += 1
-                    error: CircuitOpen = _bare(CircuitOpen, STILL_OPEN)  # as `refusal` makes it
-                    error.policy = self._name or "circuit"
-                    error.retry_after = until - now
-                    raise error
+                    # Not kept in a name of this frame: the two would hold each other, and wait for the garbage collector.
+                    raise refusal(STILL_OPEN, self._name or "circuit", until - now)
             return self._calls.call(func, args, kwargs)
         seconds = self._seconds
         started = seconds()

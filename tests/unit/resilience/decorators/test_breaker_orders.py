@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 from typing import Any
@@ -256,3 +257,18 @@ def test_a_listener_of_moves_alone_does_not_slow_successes_down() -> None:
 
 def test_a_breaker_keeps_no_more_attributes_than_are_read_quickly() -> None:
     assert 30 >= len(vars(breaker()))  # beyond that CPython reads each of them more slowly
+
+
+@pytest.mark.parametrize("order", ["open", "force_open"])
+def test_a_rejection_is_gone_when_it_has_been_caught(order: str) -> None:
+    circuit = breaker()
+    getattr(circuit, order)()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(100):
+            with contextlib.suppress(CircuitOpen):
+                circuit.call(fine)
+        assert [] == [each for each in gc.get_objects() if type(each) is CircuitOpen]
+    finally:
+        gc.enable()
