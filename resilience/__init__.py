@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from resilience.adapters.admin import create_admin_blueprint
     from resilience.adapters.flask import Resilience
 
+    __version__: str
+    """What is installed; of a checkout that is not, what its pyproject.toml says."""
+
 __all__ = [
     "CircuitBreaker",
     "CircuitOpen",
@@ -39,6 +42,7 @@ __all__ = [
     "Resilience",
     "ResilienceError",
     "StorageUnavailable",
+    "__version__",
     "all_of",
     "caller_key",
     "circuit_breaker",
@@ -60,4 +64,8 @@ def __getattr__(name: str) -> Any:
         from resilience.adapters.admin import create_admin_blueprint
 
         return create_admin_blueprint
+    if name == "__version__":
+        from resilience.version import installed_version
+
+        return installed_version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from resilience.ports import LimitStorage, StateStorage
 
-__all__ = ["PROCESS_REGISTRY", "Circuit", "Limiter", "Registry"]
+__all__ = ["PROCESS_REGISTRY", "Circuit", "Limiter", "Registry", "check_name"]
+
+_DOTS = (".", "..")
 
 
 class Circuit(Protocol):
@@ -19,7 +21,7 @@ class Circuit(Protocol):
         """Under which it is listed."""
 
     def snapshot(self) -> Any:
-        """Its state as a named tuple."""
+        """Its state as a named tuple, with the fields of `CircuitSnapshot`."""
 
     def share(self, state_storage: StateStorage) -> None:
         """Keep it in this storage from now on, unless it was made with one of its own."""
@@ -49,6 +51,9 @@ class Circuit(Protocol):
 
     def reset(self, *, reason: str = "", author: str = "") -> None:
         """Close and forget every count."""
+
+    def forget(self) -> None:
+        """Forget every count that this process has, and leave the circuit where it is."""
 
 
 class Limiter(Protocol):
@@ -89,10 +94,12 @@ class Registry:
         return self._limiters
 
     def add_circuit(self, circuit: Circuit) -> None:
-        """Enter a circuit breaker. Raises `ValueError` if it has no name or another one has it."""
+        """Enter a circuit breaker. Raises `ValueError` if it has no name, another one has it, or the admin endpoint could not
+        be asked for it (`.` and `..` between slashes)."""
         name = circuit.name
         if not name:
             raise ValueError(f"{circuit!r} has no name: give it one, so that the admin endpoint can list it")
+        check_name("circuit", name)
         with self._lock:
             known = self._circuits.get(name)
             if known is not None and known is not circuit:
@@ -112,7 +119,9 @@ class Registry:
             circuit.share(state_storage)
 
     def add_limiter(self, limiter: Limiter) -> None:
-        """Enter a rate limiter. A later one of the same name takes its place: an application factory may run again."""
+        """Enter a rate limiter. A later one of the same name takes its place: an application factory may run again. Raises
+        `ValueError` for a name that the admin endpoint could not be asked for (`.` and `..` between slashes)."""
+        check_name("rate limiter", limiter.name)
         with self._lock:
             self._limiters = {**self._limiters, limiter.name: limiter}
 
@@ -120,6 +129,18 @@ class Registry:
         """Forget all: for tests."""
         with self._lock:
             self._circuits, self._limiters, self._state_storage = {}, {}, None
+
+
+def check_name(kind: str, name: str) -> None:
+    """Raise `ValueError` for a name that no address of the admin endpoint can carry: `.` or `..`, also between slashes.
+
+    Browsers, proxies and curl take these out of an address, however they are encoded, so that an order would go elsewhere.
+    """
+    if any(part in _DOTS for part in name.split("/")):
+        raise ValueError(
+            f"a {kind} cannot be named {name!r}: {' and '.join(map(repr, _DOTS))} lead elsewhere in the addresses of the admin "
+            "endpoint; choose another name"
+        )
 
 
 PROCESS_REGISTRY = Registry()

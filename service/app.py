@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import flask
 import orjson
@@ -14,12 +14,15 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from longconn import metrics
 from longconn.worker import BOARD
 from resilience import Resilience, create_admin_blueprint
+from resilience.adapters.admin.access import token_is_right
 from resilience.adapters.metrics import render_metrics
+from resilience.adapters.options import Source
 from service import logs, problems
 from service.middleware.access_log import metered
 from service.middleware.chain import build_chain, compose
 from service.middleware.link import Middleware
 from service.middleware.listener import came_in_on_admin_listener
+from service.processors import available_processors
 from service.routes import health
 from service.routes.auth import create_auth_blueprint
 from service.routes.backends import create_backends_blueprint
@@ -33,6 +36,21 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 __all__ = ["Service", "create_app"]
+
+OPTIONS: Final = {
+    "storage_uri": "resilience_storage_uri",
+    "storage_timeout": "resilience_storage_timeout",
+    "storage_namespace": "resilience_storage_namespace",
+    "on_store_failure": "resilience_on_store_failure",
+    "workers": "web_concurrency",
+    "state_uri": "resilience_state_uri",
+    "state_timeout": "resilience_state_timeout",
+    "trusted_proxies": "trusted_proxies",
+    "admin_token": "resilience_admin_token",
+    "admin_port": "admin_port",
+    "peer_directory": "peer_directory",
+}
+"""The library's options that are settings of the service, and what they are called there."""
 
 
 class OrjsonProvider(JSONProvider):
@@ -102,9 +120,15 @@ def create_app(settings: Settings, parts: Parts | None = None) -> Service:
         app,
         storage=parts.storage,
         state=parts.state,
-        trusted_proxies=settings.trusted_proxies,
         circuits=parts.circuits,
         limiters=(parts.limiter, parts.login_limiter),
+        sources={name: Source(settings.origin(setting), setting.upper()) for name, setting in OPTIONS.items()},
+        storage_timeout=settings.resilience_storage_timeout,
+        storage_namespace=settings.resilience_storage_namespace,
+        on_store_failure=settings.resilience_on_store_failure,
+        workers=settings.web_concurrency or available_processors(),
+        state_timeout=settings.resilience_state_timeout,
+        trusted_proxies=settings.trusted_proxies,
         admin_token=token,
         admin_port=settings.admin_port,
         peer_directory=settings.peer_directory,
@@ -112,13 +136,13 @@ def create_app(settings: Settings, parts: Parts | None = None) -> Service:
     parts.lifecycle.on_shutdown("shared storages and peer socket", app.extensions["resilience"].close)
     problems.register(app)  # after the library, whose own handler is plainer
     app.register_blueprint(health.create_blueprint(parts.checks, parts.lifecycle))
-    app.register_blueprint(create_admin_blueprint(name="admin", ends=lambda: parts.lifecycle.draining))
     if token is not None:
+        app.register_blueprint(create_admin_blueprint(name="admin", ends=lambda: parts.lifecycle.draining))
         app.register_blueprint(
             create_metrics_blueprint(
                 lambda: metrics.render(BOARD) + render_metrics(app.extensions["resilience"]),
                 media_type=metrics.CONTENT_TYPE,
-                token=token,
+                token_is_right=token_is_right,
                 on_admin_listener=lambda: came_in_on_admin_listener(flask.request.environ, settings.admin_port),
             )
         )

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -37,9 +37,11 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as UnreadableText
 
-__all__ = ["Environment", "Settings", "SettingsError"]
+__all__ = ["Environment", "Origin", "Settings", "SettingsError"]
 
 Environment = Literal["development", "testing", "production"]
+Origin = Literal["default", "code", "config", "environment", "file"]
+"""Where a value comes from: "config" is the YAML file, "file" one that holds this value alone."""
 
 TESTING_SECRET_PREFIX = "testing-only-"  # noqa: S105 - the mark that makes a secret refused outside testing
 SECRET_BYTES = 32
@@ -179,6 +181,7 @@ def _is_base_url(url: str) -> bool:
 Port = Annotated[int, Field(ge=1, le=LARGEST_PORT)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=DAY, allow_inf_nan=False)]
+Wait = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=DAY, allow_inf_nan=False)]
 Rate = Annotated[str, AfterValidator(_rate)]
 Secret = Annotated[SecretStr, AfterValidator(_long_enough)]
@@ -219,11 +222,17 @@ class Settings(BaseSettings):
 
     resilience_storage_uri: Annotated[str, AfterValidator(_storage_uri)] | None = None
     """Where limits count. None: in memory that the workers of this service share."""
+    resilience_storage_timeout: Wait = 0.05
+    """How long a request waits for a server that has the limits."""
+    resilience_storage_namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = "seawall"
+    """What the names of limits on a server begin with, and those of circuits wherever they are kept."""
     resilience_on_store_failure: Literal["local", "allow", "deny"] = "local"
     """Who decides while that does not answer: each worker its share of the limit, or nobody."""
     resilience_state_uri: Annotated[str, AfterValidator(_state_uri)] | None = None
     """Where circuits are kept, and what operators have ordered. None: in memory that the workers of this service share.
     memory:// keeps each worker to itself."""
+    resilience_state_timeout: Wait = 0.05
+    """How long anybody waits for a server that has the circuits."""
     resilience_admin_token: Secret | None = None
     """Opens the admin listener. None: there is no admin surface."""
     trusted_proxies: Annotated[int, Field(ge=0)] = 0
@@ -270,6 +279,8 @@ class Settings(BaseSettings):
     peer_directory: Path | None = None
     """Where each worker keeps its admin socket. None: derived from the master's process id."""
 
+    _origins: dict[str, Origin] | None = PrivateAttr(default=None)
+
     @classmethod
     def load(
         cls,
@@ -287,14 +298,24 @@ class Settings(BaseSettings):
         environment = _environment(environ)
         values: dict[str, Any] = {**fallbacks, "environment": environment}
         origins: dict[str, str] = {}
+        kinds: dict[str, Origin] = {}
         for source in _sources(environ, directory / f"{environment}.yaml"):
             for name, value in source.values.items():
                 values[name] = _merged(values.get(name), value)
                 origins[name] = source.origin(name)
+                kinds[name] = source.kind
         try:
-            return cls(**values)
+            settings = cls(**values)
         except ValidationError as error:
             raise SettingsError(_report(error.errors(include_input=False, include_url=False), origins)) from None
+        settings._origins = kinds
+        return settings
+
+    def origin(self, name: str) -> Origin:
+        """Where the value of the setting `name` comes from."""
+        if self._origins is None:
+            return "code" if name in self.model_fields_set else "default"
+        return self._origins.get(name, "default")
 
     @classmethod
     def settings_customise_sources(
@@ -334,6 +355,7 @@ class Settings(BaseSettings):
 
 @dataclass(frozen=True, slots=True)
 class _Source:
+    kind: Origin
     values: Mapping[str, Any]
     origin: Callable[[str], str]
 
@@ -352,10 +374,13 @@ def _sources(environ: Mapping[str, str], file: Path) -> list[_Source]:
     pointed = {pointers[key]: Path(path) for key, path in environ.items() if path and key in pointers}
     own = {key.lower(): text for key, text in environ.items() if key.isupper() or key.startswith("BACKENDS__")}
     return [
-        _Source(_read_yaml(file), lambda _: str(file)),
-        _Source(_parse_texts(own, "the environment"), lambda name: f"environment variable {name.upper()}"),
-        _Source(_parse_texts(_read_folder(folder), "SECRETS_DIR"), lambda name: f"{folder}/{name}"),
+        _Source("config", _read_yaml(file), lambda _: str(file)),
         _Source(
+            "environment", _parse_texts(own, "the environment"), lambda name: f"environment variable {name.upper()}"
+        ),
+        _Source("file", _parse_texts(_read_folder(folder), "SECRETS_DIR"), lambda name: f"{folder}/{name}"),
+        _Source(
+            "file",
             _parse_texts({name: _read_text(path) for name, path in pointed.items()}, "a file"),
             lambda name: f"{pointed[name]}, named by {name.upper()}_FILE",
         ),

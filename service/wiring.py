@@ -92,6 +92,8 @@ def _storage(settings: Settings) -> LimitStorage:
         return open_storage(
             settings.limit_storage,
             on_store_failure=settings.resilience_on_store_failure,
+            timeout=settings.resilience_storage_timeout,
+            namespace=settings.resilience_storage_namespace,
             workers=settings.web_concurrency or available_processors(),
         )
     except (ValueError, ImportError) as error:
@@ -100,7 +102,11 @@ def _storage(settings: Settings) -> LimitStorage:
 
 def _state(settings: Settings) -> StateStorage:
     try:
-        return open_state_storage(settings.state_storage)
+        return open_state_storage(
+            settings.state_storage,
+            namespace=settings.resilience_storage_namespace,
+            timeout=settings.resilience_state_timeout,
+        )
     except (ValueError, ImportError) as error:
         raise _unusable("resilience_state_uri", error) from None
 

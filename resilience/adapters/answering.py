@@ -1,16 +1,16 @@
 """What one worker tells of its policies, and does to them, when a sibling asks or an operator has asked this one.
 
 A message names what it wants to know in `tell` (see `PARTS`; circuits, limiters and the storage where it says nothing) and
-what is to be done in `do`. An order is carried out by every worker where each keeps the policy for itself, and by the one
-that was asked (`executor`) where they share it.
+what is to be done in `do`. Whoever names a `circuit` or a `limiter` is told of that alone. An order is carried out by every
+worker where each keeps the policy for itself, and by the one that was asked (`executor`) where they share it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from resilience.adapters.peers import Message
 from resilience.clock import epoch_seconds
@@ -22,19 +22,24 @@ from resilience.registry import Circuit
 if TYPE_CHECKING:
     from resilience.adapters.flask import Application
 
-__all__ = ["CIRCUIT_ORDERS", "PARTS", "USUAL_PARTS", "Reach", "answer", "circuit_report", "reach_of"]
+__all__ = ["CIRCUIT_ORDERS", "PARTS", "USUAL_PARTS", "VERSION", "Reach", "answer", "circuit_report", "reach_of"]
 
 Reach = Literal["process", "host", "hosts"]
 """How far something is shared: not at all, by the processes of a machine, or by machines."""
 
+T = TypeVar("T")
+
 USUAL_PARTS: Final = ("circuits", "limiters", "storage")
 """What a message asks for that names nothing."""
+VERSION: Final = 1
+"""Of what workers tell each other: another one when something in it is told in another way. See `shapes.py`."""
 MOST_EVENTS: Final = 200
 """Events in one answer."""
 
 _ALL: Final = 10**9
 _OF_METRICS: Final[Mapping[str, str]] = {"successful": "succeeded"}
 """What a kind of call is called here that has another name in the metrics."""
+_SCALARS: Final = frozenset((str, int, float, bool))
 _ASKED_FOR: Final = "reachable"
 """A record that nobody keeps, to see whether there is an answer."""
 
@@ -67,7 +72,7 @@ def answer(application: Application, message: Message) -> dict[str, Any]:
     """Do what `message` says and tell what it asks for. Never raises an `Exception` for what went wrong with an order: the
     answer's `executed` says whether this worker carried it out, `trouble` what went wrong, `refusal` what is wrong with the
     order."""
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"version": VERSION}
     if "do" in message:
         try:
             result["executed"] = _execute(application, message)
@@ -117,6 +122,8 @@ def reach_of(uri: str | None, *, spans_hosts: bool = True) -> Reach:
 
 
 def _plain(value: Any) -> Any:
+    if value is None or type(value) in _SCALARS:
+        return value  # nearly everything is
     if hasattr(value, "_asdict"):
         return {name: _plain(each) for name, each in value._asdict().items()}
     if isinstance(value, Mapping):
@@ -147,6 +154,8 @@ def _move_circuit(application: Application, name: str, action: str, message: Mes
     shared = circuit_report(circuit)
     reach = "process" if shared.get("alone") else shared.get("reach", "process")
     if not _concerns(application, reach, message):
+        if action == "reset":
+            circuit.forget()  # another worker moves it for all; what each has counted is its own
         return False
     ttl = message.get("ttl")
     said = {"reason": str(message.get("reason", "")), "author": str(message.get("author", ""))}
@@ -203,8 +212,13 @@ def _concerns(application: Application, reach: str, message: Message) -> bool:
 # -- what can be asked for ---------------------------------------------------------------------------------------------
 
 
-def _circuits(application: Application, message: Message) -> Any:  # noqa: ARG001  # one signature for all
-    return [circuit_report(circuit) for circuit in application.circuits().values()]
+def _circuits(application: Application, message: Message) -> Any:
+    return [circuit_report(circuit) for _, circuit in _asked_for(application.circuits(), message.get("circuit"))]
+
+
+def _asked_for(policies: Mapping[str, T], name: object) -> Iterable[tuple[str, T]]:
+    """The one of that name, or all where none is named."""
+    return [each for each in policies.items() if name in (None, each[0])]
 
 
 def _limiters(application: Application, message: Message) -> Any:
@@ -217,11 +231,11 @@ def _limiters(application: Application, message: Message) -> Any:
             **_plain(limiter.snapshot(default_storage=application.storage)),
             "override": application.overrides.overridden(name),
         }
-        for name, limiter in application.limiters().items()
+        for name, limiter in _asked_for(application.limiters(), message.get("limiter"))
     ]
 
 
-def _permissions(application: Application, message: Message) -> Any:  # noqa: ARG001
+def _permissions(application: Application, message: Message) -> Any:  # noqa: ARG001  # one signature for all
     """Tokens that are left under each limit that has one bucket for all."""
     found = {}
     for name, limiter in application.limiters().items():
@@ -263,6 +277,8 @@ def _events(application: Application, message: Message) -> Any:
 
 
 def _audit(application: Application, message: Message) -> Any:  # noqa: ARG001
+    if application.attempts is not None:
+        application.attempts.tell()
     return [{"number": each.number, **each.entry.describe()} for each in application.audit.entries()]
 
 

@@ -24,6 +24,7 @@ from resilience.adapters.options import Options
 from resilience.decorators.combined import CombinedLimiter, all_of
 from resilience.decorators.limiter import RateLimiter
 from resilience.notation import parse_limits
+from resilience.registry import check_name
 
 __all__ = ["KINDS", "Declared", "EarlyLimits", "Found", "Kind", "Limiting", "Rules", "behind", "own_limiters"]
 
@@ -109,6 +110,7 @@ class Rules:
         declared = Declared(name or f"{blueprint.import_name}:{blueprint.name}", blueprint.name, limits, **options)
         if not declared.shared:
             raise ValueError(f"no limit for blueprint {blueprint.name!r}: write one such as '10/second'")
+        check_name("rate limiter", declared.name)
         if any(known.name == declared.name for known in self.declared()):
             raise ValueError(f"there are limits named {declared.name!r} already: say others with name=...")
         (self._per_route if per_route else self._shared).setdefault(blueprint, []).append(declared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -9,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast, overload
 
+import click
 from flask import (
     Blueprint,
     Flask,
@@ -18,18 +20,24 @@ from flask import (
     has_request_context,
     request,
 )
+from flask.cli import ScriptInfo
 from flask.globals import _cv_app  # what `current_app` looks into: asked by every decision, inside of requests or not
+from flask.helpers import get_debug_flag
 from werkzeug.exceptions import HTTPException
+from werkzeug.serving import is_running_from_reloader
 
 from resilience.adapters.addresses import client_key, network_key
 from resilience.adapters.answering import Reach, answer, reach_of
 from resilience.adapters.answers import Refused, Served, made_response, render_rejection
+from resilience.adapters.attempts import Attempts
 from resilience.adapters.audit import AuditLog
 from resilience.adapters.early import KINDS, EarlyLimits, Kind, Limiting, Rules, own_limiters
 from resilience.adapters.hosts import HostPeers, Meeting
-from resilience.adapters.options import PREFIX, Options, Origin, read_options, read_origins, refuse_unknown
+from resilience.adapters.meeting import folder_of
+from resilience.adapters.options import PREFIX, Options, Origin, Source, read_options, read_origins, refuse_unknown
 from resilience.adapters.peers import Peers, Worker
 from resilience.adapters.sessions import Sessions
+from resilience.adapters.shapes import misfit
 from resilience.clock import SYSTEM_CLOCK
 from resilience.core.limiter import Decision
 from resilience.decorators import buckets
@@ -41,13 +49,13 @@ from resilience.ports import LimitStorage, Messenger, Scope, Stance, StateStorag
 from resilience.registry import PROCESS_REGISTRY, Circuit, Limiter, Registry
 from resilience.scope import PROCESS, resolve_scope_with
 from resilience.storage.address import open_storage
-from resilience.storage.memory import MemoryStorage
 from resilience.storage.standin import StandInSnapshot, StandInStorage
 from resilience.storage.state_address import open_state_storage
 
 __all__ = ["Application", "Resilience", "current_application"]
 
 _EXTENSION = "resilience"
+_GIVEN = Source("code", "")
 _NO_EXTENSION = "this application has no Resilience: call Resilience(app) when it is made"
 _LOG = logging.getLogger(__name__)
 _SERVED = "_resilience"
@@ -69,6 +77,7 @@ class Application:
         rules: Rules,
         *,
         origins: Mapping[str, Origin],
+        keys: Mapping[str, str],
         storage: LimitStorage | None,
         state: StateStorage | None,
         circuits: Iterable[Circuit],
@@ -76,13 +85,16 @@ class Application:
     ) -> None:
         self.options = options
         self.origins = origins
-        """Where each option comes from, by name."""
+        """Where each option comes from that is of use here, by name."""
+        self.keys = keys
+        """What options are called where the application has read them by itself, by name."""
         # An empty memory storage is false: it has a length.
         self.storage: LimitStorage = _opened(options) if storage is None else storage
         self.state: StateStorage = _opened_state(options) if state is None else state
         """Where circuits, and limits that hold for a time, are kept for all processes."""
         self.registry = Registry(circuits=circuits, limiters=limiters)
-        self.siblings = Peers(functools.partial(answer, self), directory=options.peer_directory, label=app.name)
+        folder = options.peer_directory or folder_of(self.state)
+        self.siblings = Peers(functools.partial(answer, self), directory=folder, label=app.name, misfit=misfit)
         """The workers of this machine."""
         self.peers: Peers | HostPeers = self.siblings
         """All workers, of all machines that share `state`."""
@@ -90,10 +102,11 @@ class Application:
             self.peers = HostPeers(self.siblings, cast("Meeting", self.state))
         self.overrides = Overrides(self.state, self._limiters_named)
         self.audit = AuditLog()
-        self.sessions = Sessions(options.admin_token) if options.admin_token else None
+        token, shared = options.admin_token, None if self.reach == "process" else self.state
+        self.sessions = Sessions(token, shared) if token else None
         """Logins of the admin page; None where there is none."""
-        self.own_buckets = MemoryStorage()
-        """Of this process alone, for what must be limited also where `storage` is out of reach and nothing stands in."""
+        self.attempts = Attempts(token, storage=self.storage, audit=self.audit) if token else None
+        """Those to get in by the token; None where there is none."""
         self.is_closed = False
         if self.reach != "process":
             self.registry.share(self.state)
@@ -277,6 +290,14 @@ class Application:
         """How far `state` is shared."""
         return reach_of(self.state.uri, spans_hosts=self.state.spans_hosts)
 
+    def listen(self) -> None:
+        """Answer siblings from now on. Raises as `Peers.listen` does where they meet in a folder that was configured: a worked
+        out one was nobody's wish, so that it is only logged, and told with every answer, why it cannot be used."""
+        if self.options.peer_directory is None and self.peers is self.siblings:
+            self.listen_again()
+        else:
+            self.peers.listen()
+
     def listen_again(self) -> None:
         """Answer siblings, and hear of their orders, in this process too, if it was forked. What goes wrong is logged: it is
         no caller's trouble."""
@@ -286,14 +307,18 @@ class Application:
             return
         try:
             self.peers.listen()
-        except (OSError, ValueError):
-            _LOG.exception("this worker does not answer its siblings")
+        except (OSError, ValueError) as error:
+            _LOG.warning("this worker does not answer its siblings: %s", error)
+            self.siblings.give_up(f"{self.worker} answers no other worker: {error}")
             self.peers.close()
 
     def close(self) -> None:
         """Give back the storages' connections and the peer socket, and end what streams the admin endpoint serves."""
         self.is_closed = True
         self.peers.close()
+        if self.options.peer_directory is None and self.siblings.directory is not None:
+            with contextlib.suppress(OSError):  # others are in it still, or it was never made
+                self.siblings.directory.rmdir()
         self.overrides.close()
         self.state.close()
         self.storage.close()
@@ -351,13 +376,20 @@ class Resilience:
 
     Operation:
 
-    - `admin_token`: the bearer token of the admin endpoint; without one it does not exist. `admin_port`: the port of the
-      only listener that serves it (None: any listener).
+    - `admin_token`: the bearer token of the admin endpoint, of 16 characters or more; without one it does not exist.
+      `admin_port`: the port of the only listener that serves it (None: any listener).
     - `peer_directory`: the folder in which the workers of one service meet, so that the admin endpoint of any of them
-      answers for all. None: each answers for itself. Make the application in each worker (no `preload_app`): a process
-      that is forked later answers its siblings only from its first request on.
+      answers for all. None: with a `state_uri` of `shm://` one that goes with that file, in the same place where nobody else
+      can enter that, else in the temporary folder; without, each answers for itself. Applications of one machine that share
+      the file and have one name are one service. Make the application in each worker (no `preload_app`): a process
+      that is forked later answers its siblings only from its first request on. A command of `flask` other than `run` is no
+      worker, unless it serves requests.
 
     `circuits` and `limiters` are policies of this application in addition to the decorators' ones.
+
+    `sources` is for applications that read options from elsewhere by themselves, and give the values, or the storages made of
+    them, here: it says where each was read (`resilience.adapters.options.Source`), for the admin endpoint to tell. Neither
+    `app.config` nor the environment is asked for these.
 
     A request that a limit of its view refuses gets back what the limits before it have taken, if the refusal is what is
     answered, in whatever words, or the status is 429 or 503. Any other answer counts as a request that was served.
@@ -373,9 +405,11 @@ class Resilience:
         state: StateStorage | None = None,
         circuits: Iterable[CircuitBreaker] = (),
         limiters: Iterable[RateLimiter] = (),
+        sources: Mapping[str, Source] | None = None,
         **options: Any,
     ) -> None:
-        refuse_unknown(options)
+        refuse_unknown({**options, **(sources or {})})
+        self._sources = dict(sources or {})
         self._storage = storage
         self._state = state
         self._circuits = tuple(circuits)
@@ -390,16 +424,13 @@ class Resilience:
         """Attach to `app`. Raises `RuntimeError` when the library is attached to it already, `ValueError` for a bad value."""
         if _EXTENSION in app.extensions:
             raise RuntimeError("Resilience is attached to this application already: call init_app once per application")
-        options = read_options(self._defaults, app.config, os.environ)
-        origins = dict(read_origins(self._defaults, app.config, os.environ))
-        for option, given in (("storage_uri", self._storage), ("state_uri", self._state)):
-            if given is not None:
-                origins[option] = "code"
+        options = read_options(self._defaults, app.config, os.environ, settled=self._sources)
         application = Application(
             app,
             options,
             self._rules,
-            origins=origins,
+            origins=self._origins(app.config),
+            keys={name: source.key for name, source in self._sources.items()},
             storage=self._storage,
             state=self._state,
             circuits=self._circuits,
@@ -411,8 +442,27 @@ class Resilience:
         if Rejected not in app.error_handler_spec[None][None]:
             app.register_error_handler(Rejected, render_rejection)
         app.cli.add_command(_commands())
-        application.peers.listen()
+        if _will_serve():
+            application.listen()
         application.overrides.awaken()
+
+    def _origins(self, config: Mapping[str, Any]) -> Mapping[str, Origin]:
+        """Where each option comes from. What a storage that was given does not ask for is left out: it holds nowhere, unless
+        whoever gave the storage says that it was made so."""
+        origins = {
+            **read_origins(self._defaults, config, os.environ),
+            **{name: source.origin for name, source in self._sources.items()},
+        }
+        ignored: set[str] = set()
+        if self._storage is not None:
+            origins["storage_uri"] = self._sources.get("storage_uri", _GIVEN).origin
+            ignored.update(("storage_timeout", "on_store_failure", "workers"))
+        if self._state is not None:
+            origins["state_uri"] = self._sources.get("state_uri", _GIVEN).origin
+            ignored.add("state_timeout")
+        if None not in (self._storage, self._state):
+            ignored.add("storage_namespace")
+        return {name: origin for name, origin in origins.items() if name not in ignored - self._sources.keys()}
 
     def limit_blueprint(
         self, blueprint: Blueprint, limits: Any, *, per_route: bool = False, name: str | None = None, **options: Any
@@ -494,6 +544,19 @@ def _opened(options: Options) -> LimitStorage:
 
 def _opened_state(options: Options) -> StateStorage:
     return open_state_storage(options.state_uri, namespace=options.storage_namespace, timeout=options.state_timeout)
+
+
+def _will_serve() -> bool:
+    """Whether this process was started to serve, as far as is known. Of Flask's commands only `run` is, and of its two
+    processes, where it reloads, only the inner one: a `flask routes` is no worker, which others would wait for once it has
+    ended. Who serves nevertheless is a worker from its first request on."""
+    context = click.get_current_context(silent=True)
+    if context is None or context.find_object(ScriptInfo) is None:
+        return True
+    if context.info_name != "run":
+        return False
+    reload = context.params.get("reload")
+    return is_running_from_reloader() or not (get_debug_flag() if reload is None else reload)
 
 
 def _commands() -> Any:

@@ -14,10 +14,11 @@ import logging
 import os
 import secrets
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
-from resilience.adapters.peers import Answers, Message, Peers, Worker
+from resilience.adapters.peers import Answers, Message, Peers, Worker, in_one_text
 from resilience.clock import SYSTEM_CLOCK
 from resilience.errors import StorageUnavailable
 from resilience.ports import Messenger, StateStorage
@@ -33,6 +34,13 @@ MISSED: Final = 3.5
 
 _SHORTEST: Final = 0.05
 """Seconds that the word of a worker that leaves is kept."""
+_LONG: Final = 8_192
+"""Bytes from which on a message is compressed."""
+_LARGEST: Final = 64 * 1024 * 1024
+"""Bytes of a message that came compressed."""
+_COMPRESSED: Final = b"x"
+"""What zlib begins with; JSON does not."""
+_LONGEST_PROBLEM: Final = 300
 _REMEMBERED: Final = 64
 """Questions whose answers are kept, for when they are asked again."""
 
@@ -48,13 +56,14 @@ class _Question:
 
     def __init__(self, awaited: Iterable[str]) -> None:
         self._awaited = set(awaited)
-        self.answers: dict[str, dict[str, Any]] = {}
+        self.answers: dict[str, Any] = {}
+        self.problems: dict[str, str] = {}
         self.is_answered = threading.Event()
         self.check()
 
     def check(self) -> None:
         """Wake who waits when nothing is awaited any more."""
-        if self._awaited <= self.answers.keys():
+        if self._awaited <= self.answers.keys() | self.problems.keys():
             self.is_answered.set()
 
 
@@ -138,13 +147,14 @@ class HostPeers:
         near = {self.itself, *self._peers.siblings()}
         far = {worker: beat for worker, beat in members.items() if worker not in near}
         if not far:
-            return self._peers.ask(message)._replace(problem=problem)
+            own = self._peers.ask(message)
+            return own._replace(problem=in_one_text(problem, own.problem))
         silent = self._silent
         question = _Question(str(worker) for worker, beat in far.items() if silent.get(worker) != beat)
         number = secrets.token_hex(8)
-        text = json.dumps(
+        text = _written(
             {"question": number, "asks": self.itself.describe(), "to": list(map(str, far)), "message": message}
-        ).encode()
+        )
         deadline = SYSTEM_CLOCK.seconds() + self._timeout
         with self._lock:
             self._pending[number] = question
@@ -158,11 +168,15 @@ class HostPeers:
         finally:
             with self._lock:
                 del self._pending[number]
-        answers = {worker: question.answers[str(worker)] for worker in far if str(worker) in question.answers}
-        unreached = far.keys() - answers.keys()
-        self._silent = {worker: far[worker] for worker in unreached}
+        heard = {worker: question.answers[str(worker)] for worker in far if str(worker) in question.answers}
+        troubled = {worker: question.problems[str(worker)] for worker in far if str(worker) in question.problems}
+        self._silent = {worker: beat for worker, beat in far.items() if worker not in {*heard, *troubled}}
+        answers, misfits = self._peers.sifted(message, heard)
+        troubles = [f"{worker} gave no answer: {trouble}" for worker, trouble in sorted(troubled.items())]
         return Answers(
-            {**own.by_worker, **answers}, tuple(sorted({*own.unreached, *unreached})), problem or own.problem
+            {**own.by_worker, **answers},
+            tuple(sorted({*own.unreached, *far.keys() - answers.keys()})),
+            in_one_text(problem, own.problem, *troubles, *misfits),
         )
 
     def attend(self, attendant: Attendant) -> float | None:
@@ -192,10 +206,9 @@ class HostPeers:
             return {}, f"other hosts could not be asked: {error}"
         members: dict[Worker, bytes] = {}
         for text in left.values():
-            member = _read(text)
-            host, pid = member.get("host"), member.get("pid")
-            if isinstance(host, str) and isinstance(pid, int):
-                members[Worker(host, pid)] = text
+            member = _worker(_read(text))
+            if member is not None:
+                members[member] = text
         return members, ""
 
     def _publish(self, topic: str, text: bytes) -> str:
@@ -215,13 +228,11 @@ class HostPeers:
         question = _read(text)
         number, message, asks = question.get("question"), question.get("message"), question.get("asks")
         to = question.get("to")
-        if not (
-            isinstance(number, str) and isinstance(message, dict) and isinstance(asks, dict) and isinstance(to, list)
-        ):
+        asking = _worker(asks)
+        if not (isinstance(number, str) and isinstance(message, dict) and asking is not None and isinstance(to, list)):
             _LOG.warning("a question of another host could not be read")
             return
-        host, pid = asks.get("host"), asks.get("pid")
-        if str(self.itself) not in to or not isinstance(host, str) or not isinstance(pid, int):
+        if str(self.itself) not in to:
             return
         with self._lock:
             is_known = number in self._answered
@@ -233,37 +244,63 @@ class HostPeers:
         if is_known and answer is None:
             return  # being answered
         threading.Thread(
-            target=self._reply, args=(number, Worker(host, pid), message, answer), name="seawall-reply", daemon=True
+            target=self._reply, args=(number, asking, message, answer), name="seawall-reply", daemon=True
         ).start()
 
     def _reply(self, number: str, asks: Worker, message: Mapping[str, Any], answer: bytes | None) -> None:
         if answer is None:
             try:
                 said = self._peers.answer(message)
-                answer = json.dumps({"question": number, "from": str(self.itself), "answer": said}).encode()
+                answer = _written({"question": number, "from": str(self.itself), "answer": said})
             except Exception:  # noqa: BLE001  # whoever asks is told of a worker that did not answer
                 _LOG.exception("a question of %s could not be answered", asks)
                 return
             with self._lock:
                 if number in self._answered:
                     self._answered[number] = answer
-        problem = self._publish(self._answers_of(asks), answer)
-        if problem:
-            _LOG.warning("an answer did not reach %s: %s", asks, problem)
+        try:
+            self._storage.publish(self._answers_of(asks), answer)
+        except ValueError as error:  # too long
+            _LOG.warning("an answer to %s could not be sent: %s", asks, error)
+            told = {"question": number, "from": str(self.itself), "problem": f"it could not be sent: {error}"}
+            self._publish(self._answers_of(asks), _written(told))
+        except StorageUnavailable as error:
+            _LOG.warning("an answer did not reach %s: %s", asks, error)
 
     def _hear_answer(self, text: bytes) -> None:
         heard = _read(text)
-        said, who = heard.get("answer"), heard.get("from")
+        said, problem, who = heard.get("answer"), heard.get("problem"), heard.get("from")
         with self._lock:
             question = self._pending.get(str(heard.get("question")))
-            if question is not None and isinstance(said, dict) and isinstance(who, str):
+            if question is None or not isinstance(who, str):
+                return
+            if isinstance(said, dict):
                 question.answers[who] = said
-                question.check()
+            elif isinstance(problem, str):
+                question.problems[who] = problem[:_LONGEST_PROBLEM]
+            question.check()
+
+
+def _worker(described: Any) -> Worker | None:
+    if not isinstance(described, dict):
+        return None
+    host, pid = described.get("host"), described.get("pid")
+    return Worker(host, pid) if isinstance(host, str) and type(pid) is int else None
+
+
+def _written(message: Mapping[str, Any]) -> bytes:
+    text = json.dumps(message, separators=(",", ":")).encode()
+    return zlib.compress(text, 1) if len(text) > _LONG else text
 
 
 def _read(text: bytes) -> dict[str, Any]:
     try:
+        if text.startswith(_COMPRESSED):
+            stream = zlib.decompressobj()
+            text = stream.decompress(text, _LARGEST)
+            if not stream.eof:
+                return {}
         read = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError, zlib.error):
         return {}
     return read if isinstance(read, dict) else {}

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from resilience.adapters.addresses import IPV6_PREFIX
 from resilience.adapters.fields import STYLES, Style
 from resilience.storage.standin import OnStoreFailure
 
-__all__ = ["PREFIX", "Options", "Origin", "read_options", "read_origins", "refuse_unknown"]
+__all__ = ["PREFIX", "Options", "Origin", "Source", "read_options", "read_origins", "refuse_unknown"]
 
 PREFIX = "RESILIENCE_"
 """What the names of options begin with in `app.config` and in the environment."""
 
-Origin = Literal["default", "code", "config", "environment"]
-"""Where a value comes from; "code" is the constructor."""
+Origin = Literal["default", "code", "config", "environment", "file"]
+"""Where a value comes from; "code" is the constructor, "file" one that holds this value alone."""
+
+SHORTEST_TOKEN: Final = 16
+"""Characters of an admin token."""
+
+
+class Source(NamedTuple):
+    """Where an application has read an option by itself, and what the option is called there."""
+
+    origin: Origin
+    key: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +75,15 @@ def refuse_unknown(names: Mapping[str, Any]) -> None:
         raise TypeError(f"Resilience has no option {', '.join(sorted(unknown))}: it takes {', '.join(_DEFAULTS)}")
 
 
-def read_options(given: Mapping[str, Any], config: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
-    """The options out of the constructor's, overridden by `config`, overridden by `environ`. None and empty texts say
-    nothing. Raises `ValueError` naming the key, the value and what is accepted."""
+def read_options(
+    given: Mapping[str, Any], config: Mapping[str, Any], environ: Mapping[str, str], *, settled: Collection[str] = ()
+) -> Options:
+    """The options out of the constructor's, overridden by `config`, overridden by `environ`; those named in `settled` out of
+    the constructor's alone. None and empty texts say nothing. Raises `ValueError` naming the key, the value and what is
+    accepted."""
     values: dict[str, Any] = {}
     for name, default in _DEFAULTS.items():
-        origin, value = _found(name, given, config, environ)
+        origin, value = _found(name, given, *(({}, {}) if name in settled else (config, environ)))
         convert: Callable[[str, Any], Any] = _CONVERTERS.get(name, _text)
         values[name] = default if origin == "default" else convert(PREFIX + name.upper(), value)
     return Options(**values)
@@ -116,6 +129,16 @@ def _callable(key: str, value: Any) -> Any:
     if not callable(value):
         raise ValueError(f"{key}={value!r}: use a function")  # noqa: TRY004  # whatever is configured wrongly is a ValueError
     return value
+
+
+def _token(key: str, value: Any) -> str:
+    text = str(value)
+    if len(text) < SHORTEST_TOKEN:
+        raise ValueError(
+            f"{key} has {len(text)} characters: use {SHORTEST_TOKEN} or more that nobody guesses, "
+            "such as python -c 'import secrets; print(secrets.token_urlsafe(48))' makes"
+        )
+    return text
 
 
 def _switch(key: str, value: Any) -> bool:
@@ -195,6 +218,7 @@ _CONVERTERS: Mapping[str, Callable[[str, Any], Any]] = {
     "default_limits_exempt_when": _callable,
     "default_limits_deduct_when": _callable,
     "route_limits": _by_route,
+    "admin_token": _token,
     "admin_port": _whole(1, 65_535),
     "peer_directory": _path,
 }

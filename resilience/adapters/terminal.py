@@ -35,6 +35,8 @@ TIMEOUT: Final = 5.0
 """Seconds to wait for an answer; workers that do not answer each other are given one of them."""
 LINES_OF_EVENTS: Final = 8
 LONGEST_CELL: Final = 60
+LONGEST_LINE: Final = 2_000
+"""Characters of what the endpoint says in a sentence: the advice stands at its end."""
 
 _COLOURS: Final[Mapping[str, str]] = {
     "closed": "green",
@@ -65,22 +67,25 @@ class AdminRefused(click.ClickException):
 class AdminClient:
     """The admin endpoint at `url`, such as http://127.0.0.1:8001 (its path is /admin unless it says another).
 
-    `author` is who is named in the audit log. Raises `click.UsageError` for a URL that is none.
+    `author` is who is named in the audit log. Raises `click.UsageError` for a URL or a token that is none.
     """
 
     def __init__(self, url: str, token: str, *, author: str = "", timeout: float = TIMEOUT) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
+        wrong = click.UsageError(f"{url!r} is no address: use http(s)://<host>:<port> of the admin listener")
         try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
             port = parts.port
         except ValueError:
-            port = 0
+            raise wrong from None
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-            raise click.UsageError(f"{url!r} is no address: use http(s)://<host>:<port> of the admin listener")
+            raise wrong
+        if not (token.isascii() and token.isprintable()):
+            raise click.UsageError("this is no admin token: it has letters that no header field can carry")
         self._parts = parts
         self._prefix = parts.path.rstrip("/") or "/admin"
         self._headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
         if author:
-            self._headers["X-Resilience-Author"] = author
+            self._headers["X-Resilience-Author"] = _in_a_field(author)
         self._timeout = timeout
 
     def get(self, *path: str, **query: object) -> Any:
@@ -128,6 +133,12 @@ class AdminClient:
     @property
     def _place(self) -> str:
         return f"{self._parts.scheme}://{self._parts.netloc.rpartition('@')[2]}"
+
+
+def _in_a_field(text: str) -> str:
+    """`text` as a header field carries it: plain where it can be, else as RFC 8187 says, which the endpoint reads."""
+    is_plain = text.isascii() and text.isprintable() and not text.lower().startswith("utf-8'")
+    return text if is_plain else f"UTF-8''{quote(text, safe='')}"
 
 
 def _advice(status: int, place: str, said: str) -> str:
@@ -213,7 +224,7 @@ def _table(
     titles: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Iterable[int] = (), states: Iterable[int] = ()
 ) -> list[str]:
     """Columns as wide as they need to be. Those of `numbers` are aligned right, those of `states` have their colour."""
-    texts = [[_printable(str(cell)) for cell in row] for row in rows]
+    texts = [[_printable(str(cell), most=LONGEST_CELL) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(titles, *texts, strict=True)]
     right, coloured = set(numbers), set(states)
 
@@ -281,10 +292,10 @@ def _worker(worker: Document) -> str:
     return f"{worker['host']} {worker['pid']}"
 
 
-def _printable(text: str) -> str:
+def _printable(text: str, *, most: int = LONGEST_LINE) -> str:
     # Keys of limits are what callers made of them: none of it may speak to the terminal.
     kept = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return kept if len(kept) <= LONGEST_CELL else f"{kept[: LONGEST_CELL - 3]}..."
+    return kept if len(kept) <= most else f"{kept[: most - 3]}..."
 
 
 def _missing(document: Document) -> list[str]:
@@ -474,15 +485,20 @@ def _watch(client: AdminClient, every: float, times: int | None, *, to_screen: b
         try:
             lines = _overview(client)
         except AdminRefused as refusal:
-            if refusal.status:
+            if not _may_pass(refusal.status):
                 raise
-            lines = [time.strftime("%H:%M:%S"), "", refusal.message]  # it may come back
+            lines = [time.strftime("%H:%M:%S"), "", refusal.message]
         if to_screen:
             height = shutil.get_terminal_size().lines - 1
             shown = f"{_CLEAR_LINE}\n".join(lines[: max(1, height)])
             click.echo(f"{_TO_START_OF_SCREEN}{shown}{_CLEAR_LINE}{_CLEAR_BELOW}", nl=False)
         else:
             click.echo("\n".join([*lines, ""]))
+
+
+def _may_pass(status: int) -> bool:
+    """Whether it may go by itself: nobody answers, the endpoint or a proxy has too much to do, or something has failed."""
+    return status in (0, http.client.TOO_MANY_REQUESTS) or status >= http.client.INTERNAL_SERVER_ERROR
 
 
 def _overview(client: AdminClient) -> list[str]:

@@ -257,7 +257,7 @@ class Circuit:
 def expire(circuit: Circuit, now: float) -> Circuit:
     """The circuit at `now`: what was forced and has expired is over. An open circuit stays open until somebody asks."""
     if circuit.state in FORCED and circuit.until is not None and now >= circuit.until:
-        return _moved(circuit, Event.EXPIRE, now)
+        return _moved(circuit, Event.EXPIRE, circuit.until)
     return circuit
 
 
@@ -305,13 +305,21 @@ def settle(
 
 
 def trip(
-    circuit: Circuit, policy: BreakerPolicy, generation: int, now: float, *, chance: float = 0.0, pause: float = 0.0
+    circuit: Circuit,
+    policy: BreakerPolicy,
+    generation: int,
+    now: float,
+    *,
+    chance: float = 0.0,
+    pause: float = 0.0,
+    lasts: float | None = None,
 ) -> Circuit:
-    """Open a closed circuit: the calls of this `generation` have failed too often. One that has moved since stays."""
+    """Open a closed circuit: the calls of this `generation` have failed too often. One that has moved since stays. `lasts` are
+    the seconds for which it is open, where that has been settled elsewhere (None: its open time)."""
     circuit = expire(circuit, now)
     if circuit.state != CLOSED or circuit.generation != generation:
         return circuit
-    return _opened(circuit, policy, Event.TRIP, now, chance, pause)
+    return _opened(circuit, policy, Event.TRIP, now, chance, pause, lasts)
 
 
 def vote(
@@ -324,15 +332,17 @@ def vote(
     *,
     chance: float = 0.0,
     pause: float = 0.0,
+    lasts: float | None = None,
 ) -> Circuit:
     """Count `voter` among those that find the backend ill, for `keep` seconds, and open the circuit for all when there are
-    `quorum` of them. A vote over the calls of another `generation` says nothing about the present, and is dropped."""
+    `quorum` of them, for so long as `trip` does. A vote over the calls of another `generation` says nothing about the present,
+    and is dropped."""
     circuit = expire(circuit, now)
     if circuit.state != CLOSED or circuit.generation != generation:
         return circuit
     votes = (*(each for each in circuit.votes if each.voter != voter and each.expires > now), Vote(voter, now + keep))
     circuit = replace(circuit, votes=votes)
-    return circuit if len(votes) < policy.quorum else _opened(circuit, policy, Event.TRIP, now, chance, pause)
+    return circuit if len(votes) < policy.quorum else _opened(circuit, policy, Event.TRIP, now, chance, pause, lasts)
 
 
 def withdraw(circuit: Circuit, voter: str) -> Circuit:
@@ -388,10 +398,19 @@ def retry_after(circuit: Circuit, policy: BreakerPolicy, now: float) -> float:
     return 0.0
 
 
-def _opened(circuit: Circuit, policy: BreakerPolicy, event: Event, now: float, chance: float, pause: float) -> Circuit:
+def _opened(
+    circuit: Circuit,
+    policy: BreakerPolicy,
+    event: Event,
+    now: float,
+    chance: float,
+    pause: float,
+    lasts: float | None = None,
+) -> Circuit:
     openings = circuit.openings + 1
     opened = _moved(circuit, event, now)
-    return replace(opened, openings=openings, until=now + open_time(policy, openings, chance, pause))
+    seconds = open_time(policy, openings, chance, pause) if lasts is None else lasts
+    return replace(opened, openings=openings, until=now + seconds)
 
 
 def _moved(circuit: Circuit, event: Event, now: float) -> Circuit:

@@ -31,7 +31,8 @@ class Record(NamedTuple):
 
 
 def encode(record: Record) -> bytes:
-    """The text of a record. Raises `ValueError` when it is longer than a storage takes."""
+    """The text of a record. What was said about a move is cut, with an ellipsis, where there would be no room for the rest.
+    Raises `ValueError` when the rest alone is longer than a storage takes."""
     circuit = record.circuit
     fields: dict[str, Any] = {"version": VERSION, "state": circuit.state, "since": circuit.since}
     for name in _PLAIN:
@@ -47,7 +48,7 @@ def encode(record: Record) -> bytes:
         fields["probes"] = [(probe.number, probe.expires) for probe in circuit.probes]
     if circuit.votes:
         fields["votes"] = circuit.votes
-    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    text = _cut(fields)
     if len(text) > LONGEST:
         raise ValueError(
             f"the record of a circuit takes {len(text):,} bytes, and {LONGEST:,} are the most: allow fewer probes at once"
@@ -62,7 +63,7 @@ def decode(text: bytes | None) -> Record:
         return Record(_NEW)
     try:
         fields = json.loads(text)
-    except ValueError:  # also what is not UTF-8
+    except (ValueError, RecursionError):  # also what is not UTF-8, and brackets in brackets without end
         raise _not_ours(text, "it is no JSON") from None
     if not isinstance(fields, dict) or fields.get("version") != VERSION:
         raise _not_ours(text, f"it is not of version {VERSION}")
@@ -70,6 +71,22 @@ def decode(text: bytes | None) -> Record:
         return _record(fields)
     except (KeyError, TypeError, ValueError) as error:
         raise _not_ours(text, f"{type(error).__name__}: {error}") from error
+
+
+def _cut(fields: dict[str, Any]) -> bytes:
+    text = _text(fields)
+    for name in ("reason", "author"):
+        words = fields.get(name, "")
+        while words and len(text) > LONGEST:
+            words = words[: len(words) // 2]
+            fields[name] = f"{words}…"
+            text = _text(fields)
+    return text
+
+
+def _text(fields: dict[str, Any]) -> bytes:
+    # Half a surrogate pair, as a name may hold it that came from a broken file name, is no text: it becomes a question mark.
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
 def _record(fields: dict[str, Any]) -> Record:

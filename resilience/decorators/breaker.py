@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from types import GeneratorType
@@ -27,15 +27,15 @@ from resilience.decorators.compatibility import (
     CircuitWindow,
     refuse_unknown,
 )
-from resilience.decorators.guarded import GuardedGenerator
+from resilience.decorators.guarded import GuardedGenerator, Within
 from resilience.decorators.kept import ByHand
-from resilience.decorators.options import Setting, given, policy_of, settings_of
+from resilience.decorators.options import Setting, check_number, given, policy_of, settings_of
 from resilience.decorators.refusal import STILL_OPEN, CircuitOpen, refusal
-from resilience.decorators.rules import Pause, ResultRule, Rule, Rules, matches, pause_of
+from resilience.decorators.rules import Pause, ResultRule, Rule, Rules, check_rule, matches, pause_of, rules_of
 from resilience.decorators.shared import SharedCircuit
 from resilience.decorators.snapshot import CircuitSnapshot, Counts, snapshot_of
-from resilience.decorators.standing import Standing
-from resilience.decorators.telling import QUIET, Telling, hears_successes
+from resilience.decorators.standing import Present, Standing
+from resilience.decorators.telling import QUIET, Telling
 from resilience.events import PROCESS_EVENTS
 from resilience.host import host_name
 from resilience.ports import Clock, StateStorage
@@ -65,7 +65,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
       below `minimum_calls` (20, or the window).
     - What counts: `ignore` are exception types or predicates whose calls count as neither success nor failure (`exclude`
       keeps pybreaker's meaning: they count as success). With `record` only what it matches is a failure. `record_result` and
-      `ignore_result` are predicates of what a call returned. `GreenletExit`, `GeneratorExit`, `SystemExit` and
+      `ignore_result` are predicates of what a call returned; one that raises does so in the place of the result, and the call
+      counts as neither. `GreenletExit`, `GeneratorExit`, `SystemExit` and
       `KeyboardInterrupt` always count as neither; `gevent.Timeout` is a failure.
     - For how long: `reset_timeout` (60), times `open_time_growth` (1) for every opening without a recovery in between, to
       `open_time_cap` (ten times `reset_timeout`), and by chance up to the share `open_time_jitter` (0) more. Where the backend
@@ -83,7 +84,8 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     - a call under a half-open circuit inside of one of its probes belongs to that probe.
 
     A function that returns a generator is guarded until the generator is exhausted (success), raises (by the exception) or
-    is closed early (neither). Raises `ValueError` for values out of range.
+    is closed early (neither). Raises `ValueError` for values out of range and for those that have no effect (a window
+    without a rate), and `TypeError` for what is no number, function or list of rules.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
             open_time_jitter=open_time_jitter,
             quorum=quorum,
         )
+        self._unsaid: frozenset[str] = frozenset()
         self._seconds = clock.seconds
         self._counts = Counts()
         self._telling = Telling(self, self._turn)
@@ -140,13 +143,13 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         brought = state_storage if isinstance(state_storage, pybreaker.CircuitBreakerStorage) else None
         self._callers = None if brought is None else CallersStorage(brought)
         self._calls = Calls(
-            self, self._standing, self._telling, self._counts,
+            self._standing, self._telling, self._counts,
             Rules(ignore, record, record_result, ignore_result, retry_after),
             callers=self._callers, is_failure=self.is_system_error, throws=throw_new_error_on_trip,
         )  # fmt: skip
         self._has_own_storage = state_storage is not None
         super().__init__(
-            exclude=exclude,
+            exclude=None if exclude is None else rules_of("exclude", exclude),
             listeners=listeners,
             state_storage=brought or CircuitWindow(self._standing, self._move),
             name=name,
@@ -184,13 +187,14 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
             return self._calls.call(func, args, kwargs)
         if not standing.quick:
             until, telling = present.until, self._telling
-            if standing.refuses and until is not None and not PROCESS_EVENTS.wants_refusals:
+            if standing.refuses and not PROCESS_EVENTS.wants_refusals:
                 now = self._seconds()
-                if now < until and now < telling.refusals_told_at + QUIET:
+                retry_after = standing.policy.reset_timeout if until is None else until - now
+                if retry_after > 0 and now < telling.refusals_told_at + QUIET:
                     self._counts.not_permitted += 1
                     telling.refused += 1
                     # Not kept in a name of this frame: the two would hold each other, and wait for the garbage collector.
-                    raise refusal(STILL_OPEN, self._name or "circuit", until - now)
+                    raise refusal(STILL_OPEN, self._name or "circuit", retry_after)
             return self._calls.call(func, args, kwargs)
         seconds = self._seconds
         started = seconds()
@@ -240,13 +244,23 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
 
     @contextlib.contextmanager
     def calling(self) -> Iterator[None]:
-        """A context manager: the block inside `with breaker.calling():` is the call."""
+        """A context manager: the block inside `with breaker.calling():` is the call.
+
+        What the block calls under the same circuit belongs to it, as with `call`. Inside of a generator that is so while the
+        generator runs: whoever asks it for its next value has no part in its probe.
+        """
         calls, seconds = self._calls, self._seconds
         leave = calls.admit(self.calling)
         started = seconds()
         try:
-            with calls.under(leave):
+            if isinstance(leave, Present):
                 yield
+            else:
+                with Within(leave, block=True):
+                    yield
+        except GeneratorExit:
+            calls.leave_block(leave)  # the garbage collector may be at it
+            raise
         except BaseException as error:
             calls.failed(leave, error, seconds() - started)
             raise
@@ -275,6 +289,11 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     def is_system_error(self, exception: BaseException) -> bool:
         """Whether `exception` says that what was called is unhealthy: true unless it is excluded."""
         return not matches(exception, self._excluded_exceptions)
+
+    def add_excluded_exception(self, exception: Rule) -> None:
+        """Count calls that raise it as successes from now on. Raises `TypeError` for what is neither a type nor a predicate."""
+        check_rule("exclude", exception)
+        super().add_excluded_exception(cast("type[BaseException]", exception))  # pybreaker takes predicates too
 
     # -- by hand -------------------------------------------------------------------------------------------------------
 
@@ -315,15 +334,22 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     def reset(self, *, reason: str = "", author: str = "", expires_in: None = None) -> None:
         """Close the circuit and forget every count, also those that this process has of calls."""
         self._order(Event.CLOSE, reason, author, expires_in)
+        self.forget()
+        self._telling.emit(CircuitReset, reason=_said(reason, LONGEST_REASON), author=_said(author, LONGEST_AUTHOR))
+
+    def forget(self) -> None:
+        """Forget every count that this process has of calls, and leave the circuit where it is."""
         standing = self._standing
+        standing.refuse_within()
         with standing.lock:
             standing.health.clear()
             self._counts.clear(standing.health.passed)
-        self._telling.emit(CircuitReset, reason=_said(reason, LONGEST_REASON), author=_said(author, LONGEST_AUTHOR))
 
     def _order(self, event: Event, reason: str, author: str, expires_in: float | None) -> None:
         if expires_in is not None and event not in _FOR_A_TIME:
             raise ValueError(f"expires_in={expires_in!r}: force the circuit, and it stays so for that time")
+        if expires_in is not None:
+            check_number("expires_in", expires_in)
         if expires_in is not None and not 0 <= expires_in < inf:
             raise ValueError(f"expires_in={expires_in!r}: give seconds from 0, or None")
         order = ByHand(event, _said(reason, LONGEST_REASON), _said(author, LONGEST_AUTHOR), expires_in)
@@ -369,11 +395,14 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         self._set_pace()
 
     def _set_pace(self) -> None:
-        calls, standing, listeners = self._calls, self._standing, self.listeners
-        calls.hears_calls = bool(listeners)
+        calls, standing, telling, listeners = self._calls, self._standing, self._telling, self.listeners
+        calls.hears_failures = bool(listeners)
+        telling.listen_anew()
         with standing.lock:
             standing.asks_others = self._callers is not None
-            standing.judges_successes = calls.rules.judge_results or any(map(hears_successes, listeners))
+            standing.judges_successes = bool(
+                calls.rules.judge_results or telling.hears_calls or telling.hears_successes
+            )
             standing.set_pace()
 
     # -- state ---------------------------------------------------------------------------------------------------------
@@ -432,7 +461,12 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
     @property
     def settings(self) -> Mapping[str, Setting]:
         """Every value of the policy, and where it came from."""
-        return settings_of(self._standing.policy, self._given)
+        chosen = {option: value for option, value in self._given.items() if option not in self._unsaid}
+        return settings_of(self._standing.policy, chosen)
+
+    def call_default(self, options: Collection[str]) -> None:
+        """Say that these came from who made the breaker for somebody else, and that nobody chose them."""
+        self._unsaid = frozenset(options)
 
     @property
     def ignored_exceptions(self) -> tuple[Rule, ...]:
@@ -441,11 +475,27 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
 
     def is_made_as(self, other: CircuitBreaker) -> bool:
         """Whether `other` was made with the same options."""
-        return self._made_of() == other._made_of()
+        return not self.differences(other)
 
-    def _made_of(self) -> tuple[object, ...]:
-        rules = (self.excluded_exceptions, *self._calls.rules.parts, self.listeners)
-        return self._standing.policy, self._calls.throws, _identities(rules)
+    def differences(self, other: CircuitBreaker) -> list[str]:
+        """In which options `other` was made otherwise, with the values of both where these are numbers."""
+        ours, theirs = self.settings, other.settings
+        numbers = [
+            f"{option}={ours[option].value!r} and {theirs[option].value!r}"
+            for option in ours
+            if ours[option].value != theirs[option].value
+        ]
+        others = other._made_of()
+        return numbers + [option for option, made_of in self._made_of().items() if made_of != others[option]]
+
+    def _made_of(self) -> dict[str, object]:
+        calls = self._calls
+        return {
+            "exclude": _identities(self.excluded_exceptions),
+            **{option: _identities(part) for option, part in calls.rules.parts.items()},
+            "listeners": _identities(self.listeners),
+            "throw_new_error_on_trip": calls.throws,
+        }
 
     # pybreaker keeps these three apart and lets them be assigned; here they are one frozen policy.
 

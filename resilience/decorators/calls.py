@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable
 from types import GeneratorType
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
-from resilience.core.breaker import DISABLED, HALF_OPEN, PASSING, Circuit, Outcome, Refusal, retry_after
+from resilience.core.breaker import DISABLED, HALF_OPEN, OPEN, PASSING, Circuit, Outcome, Refusal, retry_after
 from resilience.core.events import CallFailed, CallIgnored, CallSlow, CallSucceeded
 from resilience.decorators.compatibility import ORDERS, WORDS, CallersStorage
-from resilience.decorators.guarded import GuardedGenerator, is_within, within
-from resilience.decorators.kept import ByHand, Granted, Keeper, View
+from resilience.decorators.guarded import GuardedGenerator, Within, is_within
+from resilience.decorators.kept import ByHand, Keeper, View
 from resilience.decorators.refusal import STILL_OPEN, refusal
 from resilience.decorators.rules import FailedResult, Rules
 from resilience.decorators.snapshot import Counts
-from resilience.decorators.standing import REFUSING, Present, Probe, Standing
+from resilience.decorators.standing import REFUSING, Present, Probe, Standing, settle_each
 from resilience.decorators.telling import Telling, in_a_line
+from resilience.errors import StorageBusy
 from resilience.events import PROCESS_EVENTS
 
 __all__ = ["Calls", "Leave"]
@@ -39,12 +39,12 @@ class Calls:
     opens the circuit raises a `CircuitOpen` in place of its own exception."""
 
     __slots__ = (
-        "_abandoned", "_callers", "_counts", "_is_failure", "_key", "_standing", "_telling", "hears_calls", "rules", "throws",
+        "_abandoned", "_callers", "_counts", "_is_failure", "_standing", "_telling", "hears_failures", "rules",
+        "throws",
     )  # fmt: skip
 
     def __init__(
         self,
-        key: object,
         standing: Standing,
         telling: Telling,
         counts: Counts,
@@ -54,7 +54,6 @@ class Calls:
         is_failure: Callable[[Any], bool],
         throws: bool,
     ) -> None:
-        self._key = key
         self._standing = standing
         self._telling = telling
         self._counts = counts
@@ -62,22 +61,32 @@ class Calls:
         self._is_failure = is_failure
         self.rules = rules
         self.throws = throws
-        self.hears_calls = False
+        self.hears_failures = False
         """Whether there is a listener of pybreaker's."""
         # Permits of generators that nobody finished, until the next call gives them back: the garbage collector may find
         # such a generator while this thread holds a lock.
-        self._abandoned: deque[Leave] = deque()
+        self._abandoned: deque[Probe] = deque()
+        standing.give_back = self.give_back_abandoned
 
     # -- the call ------------------------------------------------------------------------------------------------------
 
     def call(self, func: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         """Call `func` if the circuit admits it. Raises `CircuitOpen` if not."""
-        leave = self.admit(func, *args, **kwargs)
-        seconds = self._standing.seconds
+        standing = self._standing
+        leave: Leave = standing.present
+        if standing.passes and not standing.has_news():
+            if self._telling.hears_calls:
+                self._announce(leave, func, args, kwargs)
+        else:
+            leave = self.admit(func, *args, **kwargs)
+        seconds = standing.seconds
         started = seconds()
         try:
-            with self.under(leave):
+            if isinstance(leave, Present):
                 result = func(*args, **kwargs)
+            else:
+                with Within(leave):
+                    result = func(*args, **kwargs)
         except BaseException as error:
             self.failed(leave, error, seconds() - started)
             raise
@@ -90,23 +99,22 @@ class Calls:
         """The generator, whose end settles the call."""
         return GuardedGenerator(_Guard(self, leave, started, self._standing.seconds), generator)
 
-    def under(self, leave: Leave) -> contextlib.AbstractContextManager[None]:
-        """The block is the call."""
-        return within(self._key, leave.present) if isinstance(leave, Probe) else contextlib.nullcontext()
-
     # -- before --------------------------------------------------------------------------------------------------------
 
     def admit(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Leave:
         """Leave for a call of `func`, of which listeners are told. Raises `CircuitOpen`."""
         leave = self._admit()
-        if self.hears_calls:
-            try:
-                self._telling.tell_listeners("before_call", func, *args, **kwargs)
-            except BaseException:
-                # The call is not made: it says nothing about what it would have called.
-                self._settle(leave, Outcome.IGNORED, 0.0)
-                raise
+        if self._telling.hears_calls:
+            self._announce(leave, func, args, kwargs)
         return leave
+
+    def _announce(self, leave: Leave, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            self._telling.tell_of_call(func, args, kwargs)
+        except BaseException:
+            # The call is not made: it says nothing about what it would have called.
+            self._settle(leave, Outcome.IGNORED, 0.0)
+            raise
 
     def _admit(self) -> Leave:
         standing = self._standing
@@ -114,9 +122,12 @@ class Calls:
         present = standing.present
         if self._callers is None and not standing.has_news() and self._stays(present):
             return present
-        if is_within(self._key, present):
+        if is_within(present):
             return _WITHIN_A_PROBE
         self.give_back_abandoned()
+        refused_for = standing.refused_for()
+        if refused_for:
+            self._refuse(refused_for, standing.seconds())
         self.look()
         present = standing.present
         if present.circuit.state in PASSING:
@@ -136,24 +147,35 @@ class Calls:
     def _ask(self) -> Leave:
         """Ask for a probe."""
         standing = self._standing
-        keeper, answer = standing.act(lambda keeper: (keeper, keeper.admit(standing.policy)), undo=self._undo)
-        present = standing.present
+        try:
+            answer = standing.act(self._ask_of, undo=self._undo)
+        except StorageBusy:  # by this very thread, which cannot wait for itself
+            self._refuse(min(1.0, standing.policy.reset_timeout), standing.seconds())
         try:
             self._telling.publish()
         except BaseException:
-            self._undo((keeper, answer))  # a listener raised: the call will not be made
+            self._undo(answer)  # interrupted, or a listener raised: the call will not be made
             raise
         if isinstance(answer, Refusal):
             self._refuse(answer.retry_after, standing.seconds())
-        assert isinstance(answer, Granted)
-        return Probe(keeper, answer, present) if answer.permit.number else present
+        if answer is None:
+            return standing.present
+        answer.present = standing.present
+        return answer
 
-    def _undo(self, asked: tuple[Keeper, Granted | Refusal]) -> None:
-        keeper, answer = asked
-        if isinstance(answer, Granted) and answer.permit.number:
-            self._settle(Probe(keeper, answer, self._standing.present), Outcome.IGNORED, 0.0)
+    def _ask_of(self, keeper: Keeper) -> Probe | Refusal | None:
+        """None where no probe is needed."""
+        standing = self._standing
+        answer = keeper.admit(standing.policy)
+        if isinstance(answer, Refusal):
+            return answer
+        return Probe(keeper, answer, standing.present, self._abandoned) if answer.permit.number else None
 
-    def _refuse(self, retry_after: float, now: float) -> None:
+    def _undo(self, answer: Probe | Refusal | None) -> None:
+        if isinstance(answer, Probe):
+            self._settle(answer, Outcome.IGNORED, 0.0)
+
+    def _refuse(self, retry_after: float, now: float) -> NoReturn:
         self._counts.not_permitted += 1
         self._telling.count_refusal(retry_after, now)
         raise refusal(STILL_OPEN, self._telling.label, retry_after)
@@ -169,9 +191,8 @@ class Calls:
         try:
             outcome = rules.outcome_of_result(result)
             pause = rules.pause(result) if outcome is Outcome.FAILURE else 0.0
-        except BaseException:
-            self._settle(leave, Outcome.IGNORED, took)  # it is the rule that is broken
-            self._telling.publish()
+        except BaseException as error:
+            self.ignored(leave, took, in_a_line(error))  # it is the rule that is broken
             raise
         if outcome is Outcome.SUCCESS:
             self.succeeded(leave, took)
@@ -182,12 +203,28 @@ class Calls:
 
     def succeeded(self, leave: Leave, took: float) -> None:
         """Settle a call that succeeded."""
-        self._settle(leave, Outcome.SUCCESS, took)
-        self._telling.publish()
+        standing = self._standing
+        health = standing.health
+        if (
+            standing.passes
+            and leave is standing.present
+            and health.calm
+            and took < standing.slow_from
+            and standing.seconds() < health.turn
+        ):
+            # As in `CircuitBreaker.call`: all is well, as when the call began.
+            health.passed += 1
+            counts = self._counts
+            counts.succeeded_seconds += took
+            if took > counts.succeeded_longest:
+                counts.succeeded_longest = took
+        else:
+            self._settle(leave, Outcome.SUCCESS, took)
+            self._telling.publish()
         if PROCESS_EVENTS.wants_successes and self._is_counted(leave):
             self._telling.emit(CallSucceeded, duration=took)
-        if self.hears_calls:
-            self._telling.tell_listeners("success")
+        if self._telling.hears_successes:
+            self._telling.tell_of_success()
 
     def ignored(self, leave: Leave, took: float, why: str) -> None:
         """Settle a call that says nothing."""
@@ -223,15 +260,16 @@ class Calls:
         opened = self._settle(leave, Outcome.FAILURE, took, pause)
         if self._is_counted(leave):
             self._telling.emit(CallFailed, error=in_a_line(error), duration=took)
-        if self.hears_calls:
+        if self.hears_failures:
             self._telling.tell_listeners("failure", error)
         self._telling.publish()
         return opened
 
     def give_back_abandoned(self) -> None:
-        """Settle the calls of generators that nobody has finished."""
-        while self._abandoned:
-            self._settle(self._abandoned.popleft(), Outcome.IGNORED, 0.0)
+        """Settle the calls of generators that nobody has finished, and those that could not be settled when they ended."""
+        if self._abandoned or self._standing.is_owing:
+            self._standing.settle_postponed()
+            settle_each(self._abandoned, lambda leave: self._settle(leave, Outcome.IGNORED, 0.0))
 
     def broken_off(self, leave: Leave, took: float) -> None:
         """Settle a call that whoever asked for it has left."""
@@ -241,7 +279,13 @@ class Calls:
     def abandon(self, leave: Leave) -> None:
         """Remember that a call will not end. Takes no lock."""
         if isinstance(leave, Probe):
-            self._abandoned.append(leave)
+            leave.abandon()
+
+    def leave_block(self, leave: Leave) -> None:
+        """The generator of which a block is a part has been closed, maybe by the garbage collector. Takes no lock."""
+        self.abandon(leave)
+        if isinstance(leave, Present) and self._is_counted(leave):
+            self._counts.add(Outcome.IGNORED, 0.0)
 
     def _settle(self, leave: Leave, outcome: Outcome, took: float, pause: float = 0.0) -> bool:
         """Count a call, and tell the circuit. Whether this opened it. Tells nobody else of that."""
@@ -302,7 +346,7 @@ class Calls:
         """
         standing, telling = self._standing, self._telling
         present = standing.present
-        if telling.is_behind():
+        if telling.is_behind() or standing.is_inside:
             return
         seen = callers.look()
         if seen is None:
@@ -314,8 +358,10 @@ class Calls:
             if seen.state == WORDS[present.circuit.state]:
                 return
             standing.own.force(standing.policy, ByHand(ORDERS[seen.state]))
-            if seen.opened_ago is not None:
-                standing.own.backdate(standing.policy, standing.seconds() - seen.opened_ago)
+            if seen.state == OPEN:
+                # Of one that does not know since when, pybreaker asks for a probe at once.
+                ago = standing.policy.reset_timeout if seen.opened_ago is None else seen.opened_ago
+                standing.own.backdate(standing.policy, standing.seconds() - ago)
             standing.adopt(standing.own.view())
 
     def _tell_callers_storage(self, leave: Leave, outcome: Outcome) -> None:

@@ -37,7 +37,7 @@ def circuit_breaker(name: str, **options: Unpack[BreakerOptions]) -> Callable[[C
     """
     if not isinstance(name, str):
         raise TypeError("circuit_breaker needs a name: write @circuit_breaker('payments')")
-    breaker = _breaker_of(name, {**DEFAULTS, **options})
+    breaker = _breaker_of(name, options)
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         refuse_coroutine(function)
@@ -53,14 +53,20 @@ def circuit_breaker(name: str, **options: Unpack[BreakerOptions]) -> Callable[[C
     return decorate
 
 
-def _breaker_of(name: str, options: dict[str, Any]) -> CircuitBreaker:
+def _breaker_of(name: str, options: BreakerOptions) -> CircuitBreaker:
     """The breaker of that name in this process, which is made if there is none."""
     with _creating:
-        wanted = CircuitBreaker(name=name, **options)
+        begun: dict[str, Any] = {**DEFAULTS, **options}
+        wanted = CircuitBreaker(name=name, **begun)
+        wanted.call_default(DEFAULTS.keys() - options.keys())
         known = PROCESS_REGISTRY.circuits.get(name)
         if known is None:
             PROCESS_REGISTRY.add_circuit(wanted)
             return wanted
-        if not isinstance(known, CircuitBreaker) or not known.is_made_as(wanted):
-            raise ValueError(f"the circuit {name!r} exists with other options: use the same ones, or another name")
+        others = wanted.differences(known) if isinstance(known, CircuitBreaker) else ["it is of another kind"]
+        if not isinstance(known, CircuitBreaker) or others:
+            raise ValueError(
+                f"the circuit {name!r} exists with other options ({', '.join(others)}): use the same ones, or another name."
+                " Where modules are loaded anew, or between tests, PROCESS_REGISTRY.clear() forgets it"
+            )
         return known

@@ -132,7 +132,7 @@ class Overrides:
 
         stood = self._storage.update(_LIST, take_off, keep=LONGEST_OVERRIDE + _MARGIN)
         if stood:
-            self._storage.update(_record(name), lambda _, __: (None, None), keep=_MARGIN)
+            # The record is left to run out: it may be that of an override which somebody orders at this very moment.
             self._look({name: (reason, author)})
         for limiter in self._limiters(name):  # what was ordered of this process alone is over, too
             stood = limiter.restore(reason=reason, author=author) or stood

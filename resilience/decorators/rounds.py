@@ -32,7 +32,7 @@ class Rounds:
     """Who is visited by the process's one thread for that, which runs while there is anybody. Keeps nobody alive."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may add another one in the middle of this
         self._visited: weakref.WeakSet[Visited] = weakref.WeakSet()  # guarded by _lock
         self._attendant: Attendant | None = None  # guarded by _lock
         forget_after_fork(self)
@@ -74,7 +74,7 @@ class Rounds:
 
     def after_fork(self) -> None:
         """The thread stayed in the parent."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._visited = weakref.WeakSet()
         self._attendant = None
 

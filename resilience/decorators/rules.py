@@ -9,7 +9,7 @@ from typing import Any
 from resilience.core.breaker import Outcome
 from resilience.greenlets import INTERRUPTIONS
 
-__all__ = ["FailedResult", "Pause", "ResultRule", "Rule", "Rules", "matches", "pause_of"]
+__all__ = ["FailedResult", "Pause", "ResultRule", "Rule", "Rules", "check_rule", "matches", "pause_of", "rules_of"]
 
 Rule = type[BaseException] | Callable[[Any], bool]
 """An exception type, or a predicate that is given the exception."""
@@ -61,16 +61,27 @@ class Rules:
         ignore_result: ResultRule | None,
         pause: Pause,
     ) -> None:
-        self.ignore = _tuple_of("ignore", ignore)
-        self.record = None if record is None else _tuple_of("record", record)
+        self.ignore = rules_of("ignore", ignore)
+        self.record = None if record is None else rules_of("record", record)
+        for name, rule in (
+            ("record_result", record_result), ("ignore_result", ignore_result), ("retry_after", pause),
+        ):  # fmt: skip
+            if rule is not None and not callable(rule):
+                raise TypeError(f"{name}={rule!r}: give a function of one argument")
         self.record_result = record_result
         self.ignore_result = ignore_result
         self._pause = pause
 
     @property
-    def parts(self) -> tuple[object, ...]:
-        """What they consist of, to be compared."""
-        return self.ignore, self.record, self.record_result, self.ignore_result, self._pause
+    def parts(self) -> dict[str, object]:
+        """What they consist of, by the names of the options, to be compared."""
+        return {
+            "ignore": self.ignore,
+            "record": self.record,
+            "record_result": self.record_result,
+            "ignore_result": self.ignore_result,
+            "retry_after": self._pause,
+        }
 
     @property
     def judge_results(self) -> bool:
@@ -101,11 +112,17 @@ class Rules:
         return max(0.0, float(seconds))
 
 
-def _tuple_of(name: str, rules: Any) -> tuple[Rule, ...]:
-    if isinstance(rules, type) or not isinstance(rules, Iterable):
+def rules_of(name: str, rules: Any) -> tuple[Rule, ...]:
+    """The rules of the option `name`. Raises `TypeError` for what is no list of them."""
+    if isinstance(rules, (type, str)) or not isinstance(rules, Iterable):
         raise TypeError(f"{name}={rules!r}: give a list of exception types and predicates, as {name}=[OSError]")
     found = tuple(rules)
     for rule in found:
-        if not callable(rule):
-            raise TypeError(f"{name} holds {rule!r}: give exception types, or predicates that take the exception")
+        check_rule(name, rule)
     return found
+
+
+def check_rule(name: str, rule: Any) -> None:
+    """Return if `rule` can be one of the option `name`. Raises `TypeError` otherwise."""
+    if not callable(rule):
+        raise TypeError(f"{name} holds {rule!r}: give exception types, or predicates that take the exception")

@@ -8,13 +8,17 @@ host's says, if that was made under the present generation of the common one.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, TypeVar
 
 from resilience.core.breaker import (
     CLOSED,
+    FORCED,
+    HALF_OPEN,
     OPEN,
     BreakerPolicy,
     Circuit,
@@ -46,6 +50,10 @@ ENDLESS: Final = frozenset((Event.FORCE_OPEN, Event.FORCE_CLOSED, Event.DISABLE,
 """What holds until something else is ordered."""
 
 _ASKING: Final = Refusal(1.0)
+_UNHEARD: Final = 100
+"""Probes to be given back that are remembered while the storage is out of reach."""
+_SAME: Final = 0.001
+"""Seconds by which two times may differ that were worked out differently."""
 
 T = TypeVar("T")
 
@@ -77,6 +85,9 @@ class SharedCircuit:
         self._asking = threading.Lock()
         self._refused_until = 0.0  # of the process's clock
         self._refused_at: tuple[int, int] | None = None  # the numbers when it was refused
+        self._unheard: deque[Granted] = deque(maxlen=_UNHEARD)  # what may have been granted to who no longer listened
+        self._reconciled_at: tuple[int, int] | None = None  # the numbers when the host's vote agreed with its record
+        self._member = ""  # that has left what its window holds
 
     def look(self) -> tuple[Watched, View]:
         """The circuit as it is for this process, and what tells when that has changed."""
@@ -100,9 +111,9 @@ class SharedCircuit:
         return View(replace(own, votes=circuit.votes), ("host", circuit.generation, own.generation), ahead)
 
     def admit(self, policy: BreakerPolicy) -> Granted | Refusal:
-        now = self._seconds()
-        if now < self._refused_until and self._refused_at == self._numbers():
-            return Refusal(self._refused_until - now)
+        refused_for = self.refused_for()
+        if refused_for > 0:
+            return Refusal(refused_for)
         if not self._asking.acquire(blocking=False):
             return _ASKING
         try:
@@ -116,6 +127,12 @@ class SharedCircuit:
             return answer
         finally:
             self._asking.release()
+
+    def refused_for(self) -> float:
+        """Seconds for which whoever asks is refused without a question: somebody was, and there has been no news since. 0.0
+        where it is to be asked."""
+        remaining = self._refused_until - self._seconds()
+        return remaining if remaining > 0 and self._refused_at == self._numbers() else 0.0
 
     def settle(self, policy: BreakerPolicy, leave: Granted, outcome: Outcome, chance: float, pause: float) -> bool:
         def settled(circuit: Circuit, now: float) -> tuple[Circuit, tuple[Circuit, Circuit]]:
@@ -131,24 +148,37 @@ class SharedCircuit:
                 self._vote(policy, base, after, chance, pause)
         return opens(before, after)
 
-    def trip(self, policy: BreakerPolicy, identity: Identity, chance: float, pause: float) -> Tripped:
+    def trip(
+        self, policy: BreakerPolicy, identity: Identity, chance: float, pause: float, lasts: float | None = None
+    ) -> Tripped:
+        """Open the circuit if it still is what it was at `identity`: for its open time, or for as long as it `lasts`."""
         kind, base, generation = identity
         if kind == "own":  # what was seen before the circuit was shared is no news of this one
             return Tripped(opened=False, for_all=False)
         name, _ = self._record_of(identity)
 
         def tripped(circuit: Circuit, now: float) -> tuple[Circuit, tuple[Circuit, Circuit]]:
-            after = trip(circuit, policy, generation, now, chance=chance, pause=pause)
+            after = trip(circuit, policy, generation, now, chance=chance, pause=pause, lasts=lasts)
             return after, (circuit, after)
 
         before, after = self._update(name, base, policy, tripped)
         if not opens(before, after) or kind == "common":
             return Tripped(opens(before, after), for_all=True)
-        return Tripped(opened=True, for_all=self._vote(policy, base, after, chance, pause))
+        return Tripped(opened=True, for_all=self._vote(policy, base, after, chance, pause, lasts))
 
     def force(self, policy: BreakerPolicy, order: ByHand) -> None:
+        self._force(policy, order, lambda _: True)
+
+    def force_late(self, policy: BreakerPolicy, order: ByHand, left: Identity | None) -> None:
+        """Move it as was ordered while the process was alone, if nobody has forced it since the process `left` it (None: it
+        was never here). Who comes later than that has said otherwise to everybody."""
+        left_at = None if left is None else left[1] if left[0] == "host" else left[2]
+        self._force(policy, order, lambda circuit: circuit.generation == left_at or circuit.state not in FORCED)
+
+    def _force(self, policy: BreakerPolicy, order: ByHand, holds: Callable[[Circuit], bool]) -> None:
         def forced(circuit: Circuit, now: float) -> tuple[Circuit, None]:
-            return moved_by_hand(circuit, policy, order, now), None
+            present = expire(circuit, now)
+            return (moved_by_hand(present, policy, order, now) if holds(present) else circuit), None
 
         keep = KEPT + (order.expires_in or 0.0)
         if order.event in ENDLESS and order.expires_in is None:
@@ -159,6 +189,7 @@ class SharedCircuit:
         """Leave for `keep` seconds what the window of `member`, a process of this host, holds. Returns what those of others
         hold that count the same stretch of the circuit's life: of all hosts, or where each opens for itself, of this one.
         """
+        self._member = member
         now = " ".join(map(str, identity))
         left = self.storage.exchange(
             self._window_name, f"{self._host}/{member}", f"{now} {' '.join(map(str, totals))}".encode(), keep=keep
@@ -174,8 +205,24 @@ class SharedCircuit:
         self.view()
         self.storage.update(self._common_name, lambda text, _: (text, None), keep=KEPT)
 
+    def catch_up(self, policy: BreakerPolicy) -> None:
+        """Make good what was broken off half-way: give back the probes that were granted to who had left, and let the vote of
+        this host agree with its record. Raises `StorageUnavailable`."""
+        while self._unheard:
+            leave = self._unheard[0]
+            self.settle(policy, leave, Outcome.IGNORED, 0.0, 0.0)
+            with contextlib.suppress(ValueError):  # there was one more, and no room for it
+                self._unheard.remove(leave)
+        numbers = self._numbers()
+        if self._own is not None and numbers != self._reconciled_at:
+            self._reconcile(policy, self._own)
+            self._reconciled_at = numbers
+
     def close(self) -> None:
         """Stop following."""
+        if self._member:
+            with contextlib.suppress(StorageUnavailable):
+                self.storage.exchange(self._window_name, f"{self._host}/{self._member}", b"", keep=1.0)
         self._common.close()
         if self._own is not None:
             self._own.close()
@@ -183,24 +230,73 @@ class SharedCircuit:
     def after_fork(self) -> None:
         """Whoever was asking stayed in the parent."""
         self._asking = threading.Lock()
+        self._unheard.clear()
+        self._member = ""
 
     def _ask(self, policy: BreakerPolicy) -> Granted | Refusal:
         identity = self.view().identity
         name, base = self._record_of(identity)
+        last: Permit | Refusal | None = None
 
         def admitted(circuit: Circuit, now: float) -> tuple[Circuit, Permit | Refusal]:
-            return admit(circuit, policy, now)
+            nonlocal last
+            after, last = admit(circuit, policy, now)
+            return after, last
 
-        answer = self._update(name, base, policy, admitted)
+        try:
+            answer = self._update(name, base, policy, admitted)
+        except StorageBusy:
+            raise  # nothing was changed
+        except BaseException:
+            # Whoever leaves now, or has waited long enough, may have been given leave nevertheless.
+            if isinstance(last, Permit) and last.number:
+                self._unheard.append(Granted(last, identity))
+            raise
         return answer if isinstance(answer, Refusal) else Granted(answer, identity)
 
-    def _vote(self, policy: BreakerPolicy, base: int, own: Circuit, chance: float, pause: float) -> bool:
+    def _reconcile(self, policy: BreakerPolicy, own: Following) -> None:
+        """Vote, or withdraw the vote of this host, where that was to follow a move of its record and did not."""
+        common, _ = self._read(self._common)
+        circuit = common.circuit
+        if circuit.state != CLOSED:
+            return
+        record, ahead = self._read(own)
+        if self._agrees(policy, circuit, record, self._seconds() + ahead):
+            return
+        # What is known of the two need not be of one moment.
+        text, now = self.storage.read(self._host_name)
+        record = _decoded(text)
+        if self._agrees(policy, circuit, record, now):
+            return
+        if _under(circuit.generation, record).state == OPEN:
+            self._vote(policy, circuit.generation, record.circuit, 0.0, 0.0)
+        else:
+            self._withdraw(policy)
+
+    def _agrees(self, policy: BreakerPolicy, circuit: Circuit, record: Record, now: float) -> bool:
+        """Whether the votes in the common `circuit` tell of this host what its record does."""
+        own = _under(circuit.generation, record)
+        voted_until = max((each.expires for each in circuit.votes if each.voter == self._host), default=None)
+        if own.state == OPEN and own.until is not None:
+            wanted = own.until + policy.probe_lease
+            return wanted <= now or (voted_until is not None and voted_until > wanted - _SAME)
+        return own.state == HALF_OPEN or voted_until is None
+
+    def _vote(
+        self,
+        policy: BreakerPolicy,
+        base: int,
+        own: Circuit,
+        chance: float,
+        pause: float,
+        lasts: float | None = None,
+    ) -> bool:
         """Whether the circuit is open for all now."""
 
         def voted(circuit: Circuit, now: float) -> tuple[Circuit, bool]:
             # For as long as this host leaves the backend alone, and until a probe has told.
-            keep = max(0.0, (own.until or now) - now) + policy.probe_lease
-            after = vote(circuit, policy, self._host, base, keep, now, chance=chance, pause=pause)
+            keep = max(0.0, (own.until or now) + policy.probe_lease - now)
+            after = vote(circuit, policy, self._host, base, keep, now, chance=chance, pause=pause, lasts=lasts)
             return after, opens(circuit, after)
 
         return self._update(self._common_name, 0, policy, voted)

@@ -24,7 +24,7 @@ class CircuitSnapshot(NamedTuple):
     the `longest` of them, are of this process since it started; "ignored" are those that count as neither. `votes` are the
     hosts that would open a circuit that several hosts share. `shared` is the URI of the storage that it is shared through
     (None: it is of this process), `alone` whether that is out of reach, so that this process goes on by itself. `policy` has
-    every option with its value, and says which were "given".
+    every option with its value, and says which come from the "code" and which are the "default".
     """
 
     name: str
@@ -97,7 +97,8 @@ class Counts:
 
 
 def snapshot_of(name: str, standing: Standing, counts: Counts, settings: Mapping[str, Setting]) -> CircuitSnapshot:
-    """What is known now."""
+    """What is known now. Raises `StorageBusy` in the middle of a change by the same thread."""
+    standing.refuse_within()
     now, today = standing.seconds(), epoch_seconds()
     with standing.lock:
         present, policy, health = standing.present, standing.policy, standing.health

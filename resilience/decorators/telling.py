@@ -16,7 +16,7 @@ from resilience.core.events import CallNotPermitted, PolicyEvent, RateExceeded, 
 from resilience.core.window import Rule, Totals
 from resilience.events import PROCESS_EVENTS
 
-__all__ = ["QUIET", "Move", "Telling", "hears_successes", "in_a_line"]
+__all__ = ["QUIET", "Move", "Telling", "in_a_line"]
 
 QUIET: Final = 1.0
 """Seconds between two events that say the same of refused calls, or of a rate that is exceeded and moves nothing."""
@@ -35,8 +35,8 @@ class Telling:
     for every move, in order."""
 
     __slots__ = (
-        "_breaker", "_exceeding_told_at", "_lock", "_publishing", "_tidings", "_turn", "listeners_lock", "refusals_told_at",
-        "refused",
+        "_breaker", "_exceeding_told_at", "_lock", "_publishing", "_tidings", "_turn", "hears_calls", "hears_successes",
+        "listeners_lock", "refusals_told_at", "refused",
     )  # fmt: skip
 
     def __init__(self, breaker: pybreaker.CircuitBreaker, turn: Callable[[str], tuple[Any, Any]]) -> None:
@@ -45,6 +45,10 @@ class Telling:
         self._tidings: deque[Move | PolicyEvent] = deque()
         self._publishing = False  # guarded by _lock: somebody is telling of them
         self._exceeding_told_at = -inf
+        self.hears_calls: tuple[pybreaker.CircuitBreakerListener, ...] = ()
+        """Listeners that want to hear of every call, before it is made."""
+        self.hears_successes: tuple[pybreaker.CircuitBreakerListener, ...] = ()
+        """Listeners that want to hear of every success."""
         self.refused = 0
         """Calls that were refused since somebody was told."""
         self.refusals_told_at = -inf
@@ -52,7 +56,8 @@ class Telling:
 
     def after_fork(self) -> None:
         """Whoever held a lock, or was telling, stayed in the parent."""
-        self._lock = threading.Lock()
+        # Re-entrant: a signal handler or a finalizer may call what is guarded in the middle of this.
+        self._lock = threading.RLock()
         self.listeners_lock = threading.RLock()
         self._publishing = False
 
@@ -84,15 +89,18 @@ class Telling:
         moves the circuit is told of that move after the present one.
         """
         while self._tidings:
-            with self._lock:
-                if self._publishing:
-                    return
-                self._publishing = True
+            mine = False
             try:
+                with self._lock:
+                    if self._publishing:
+                        return
+                    # In this order: who is interrupted in between leaves nothing behind.
+                    mine = self._publishing = True
                 while self._tidings:
                     self._tell(self._tidings[0])
             finally:
-                self._publishing = False
+                if mine:
+                    self._publishing = False
 
     def emit(self, kind: type[PolicyEvent], **fields: Any) -> None:
         """Tell of an event at once."""
@@ -105,6 +113,24 @@ class Telling:
         with self.listeners_lock:
             for listener in self._breaker.listeners:
                 getattr(listener, what)(self._breaker, *about, **more)
+
+    def listen_anew(self) -> None:
+        """There are other listeners."""
+        listeners = self._breaker.listeners
+        self.hears_calls = tuple(each for each in listeners if _hears(each, "before_call"))
+        self.hears_successes = tuple(each for each in listeners if _hears(each, "success"))
+
+    def tell_of_call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Tell those listeners that want to hear of it that `func` will be called."""
+        with self.listeners_lock:
+            for listener in self.hears_calls:
+                listener.before_call(self._breaker, func, *args, **kwargs)
+
+    def tell_of_success(self) -> None:
+        """Tell those listeners that want to hear of it that a call succeeded."""
+        with self.listeners_lock:
+            for listener in self.hears_successes:
+                listener.success(self._breaker)
 
     def count_refusal(self, retry_after: float, now: float) -> None:
         """A call was refused. Told of at most once a second, with how many there were."""
@@ -148,13 +174,10 @@ class Telling:
         self.tell_listeners("state_change", before, after)
 
 
-def hears_successes(listener: pybreaker.CircuitBreakerListener) -> bool:
-    """Whether a call that succeeds is told to it, and not only failures and moves."""
-    return any(
-        getattr(type(listener), method, None) is not getattr(pybreaker.CircuitBreakerListener, method)
-        or method in getattr(listener, "__dict__", ())
-        for method in ("before_call", "success")
-    )
+def _hears(listener: pybreaker.CircuitBreakerListener, method: str) -> bool:
+    """Whether it does something there."""
+    default = getattr(pybreaker.CircuitBreakerListener, method)
+    return getattr(type(listener), method, None) is not default or method in getattr(listener, "__dict__", ())
 
 
 def in_a_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ __all__ = ["STATE_FORMS", "open_state_storage"]
 STATE_FORMS = ("memory://", "shm://[name][?records=N]", "shm:///absolute/path[?records=N]", *FORMS[3:])
 """The addresses of storages of state. `valkey` may stand for `redis`; `rediss` and `valkeys` are the same under TLS."""
 
+_OTHER_NAMES = "valkey for redis and unix for redis+unix are understood, too; rediss and valkeys speak TLS"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
@@ -42,7 +43,7 @@ def open_state_storage(uri: str, *, namespace: str = "seawall", timeout: float =
         return _server(uri, scheme, namespace=namespace, timeout=timeout)
     # Not the whole address: it may hold a password.
     shown = repr(scheme) if _SCHEME.fullmatch(scheme) else "an address without a scheme"
-    raise ValueError(f"{shown} is no storage of state: use one of {', '.join(STATE_FORMS)}")
+    raise ValueError(f"{shown} is no storage of state: use one of {', '.join(STATE_FORMS)}; {_OTHER_NAMES}")
 
 
 def _server(uri: str, scheme: str, *, namespace: str, timeout: float) -> StateStorage:

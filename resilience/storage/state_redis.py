@@ -81,9 +81,9 @@ class RedisStateStorage:
     """Records on a Redis-compatible server: Redis from 6.2 on, or Valkey.
 
     `uri` is any address of a server, of Sentinel's or of a Cluster's that `open_storage` takes. `timeout` (seconds) bounds what
-    callers wait. `namespace` starts every key and every channel; services that share a server and must not share state need
-    one each. A process has one connection, and a thread that looks after it; both are opened by the first use. Who follows a
-    record, and has not looked at it yet, has not used it.
+    callers wait. `namespace` starts every key and every channel; services that share a database of a server and must not share
+    state need one each. A process has one connection, and a thread that looks after it; both are opened by the first use. Who
+    follows a record, and has not looked at it yet, has not used it.
 
     While the server does not answer, whoever asks is refused at once with `StorageUnavailable`, except for those who had asked
     before that was known: they have waited for `timeout`. From then on the thread tries to connect about twice a second, and
@@ -108,7 +108,7 @@ class RedisStateStorage:
         self._namespace = namespace
         self._timeout = timeout
         self._news = News()
-        self._ears = _StateEars(self._news, self._key("news", ""), self._key("probe", ""))
+        self._ears = _StateEars(self._news, self._channel("news", ""), self._key("probe", ""))
         self._home = threading.get_native_id()
         self._opening = threading.Lock()
         self._wire: Wire | None = None
@@ -182,7 +182,7 @@ class RedisStateStorage:
         in time, and `ValueError` for more than 1 MiB."""
         if len(message) > _LONGEST_MESSAGE:
             raise ValueError(f"a message of {len(message):,} bytes: {_LONGEST_MESSAGE:,} at most are passed on")
-        self._ask(command(b"PUBLISH", self._key("topic", topic), message), 1, time.monotonic() + self._timeout)
+        self._ask(command(b"PUBLISH", self._channel("topic", topic), message), 1, time.monotonic() + self._timeout)
 
     def listen(self, topic: str, told: Callable[[bytes], None]) -> Callable[[], None]:
         """Call `told` with every message on `topic` from now on, in a thread (or greenlet) of the storage's, in order. Never
@@ -191,7 +191,7 @@ class RedisStateStorage:
         When this returns the server has noted it, if it answers at all. A message that is sent while there is no connection
         is lost.
         """
-        channel = self._key("topic", topic)
+        channel = self._channel("topic", topic)
         self._news.listen(channel, told)
         self._settle(command(b"SUBSCRIBE", channel))
         return partial(self._turn_away, channel, told)
@@ -233,6 +233,10 @@ class RedisStateStorage:
 
     def _key(self, kind: str, name: str) -> bytes:
         return _bytes(f"{self._namespace}:{_SLOT_TAG}:{kind}:{name}")
+
+    def _channel(self, kind: str, name: str) -> bytes:
+        # A channel is the server's, whichever database somebody has selected: keys of the same name are not the same record.
+        return self._key(kind, f"{self._connector.database}:{name}")
 
     def _read(self, key: bytes, deadline: float) -> Stored:
         heed = partial(self._ears.heed_record, key)

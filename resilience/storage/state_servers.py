@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from redis.connection import AbstractConnection
 
@@ -28,6 +28,8 @@ class StateServer(Protocol):
 
     uri: str
     """The address without credentials."""
+    database: int
+    """The number of the database that the keys lie in."""
 
     def connect(self) -> AbstractConnection:
         """A new connection to it."""
@@ -58,10 +60,15 @@ def connector_to(uri: str, *, tag: str, timeout: float) -> StateServer:
     return _OneServer(uri, timeout)
 
 
+def _database(options: Mapping[str, Any]) -> int:
+    return int(options.get("db") or 0)
+
+
 class _OneServer:
     def __init__(self, uri: str, timeout: float) -> None:
         self.uri = without_credentials(uri)
         kind, options = connection_options(uri, timeout=max(timeout, _PATIENCE))
+        self.database = _database(options)
         self.connect: Callable[[], AbstractConnection] = partial(kind, **options)
 
     def mistaken(self, message: str) -> str:
@@ -80,6 +87,7 @@ class _Sentinels:
         servers = parse_servers(uri, default_port=SENTINEL_PORT)
         self.uri = servers.uri
         self._primary = Primary(servers, timeout=timeout)
+        self.database = _database(connection_options(self._primary.client_uri, timeout=timeout)[1])
         self.connect = self._primary.connect
         self.when_replaced = self._primary.when_replaced
         self.close = self._primary.stop_watching
@@ -90,6 +98,8 @@ class _Sentinels:
 
 
 class _Cluster:
+    database = 0
+
     def __init__(self, uri: str, tag: str, timeout: float) -> None:
         servers = parse_servers(uri, default_port=_PORT)
         if servers.path:

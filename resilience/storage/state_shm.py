@@ -93,6 +93,7 @@ class SharedMemoryStateStorage:
         self._clock = clock
         self._kind = _kind or best_locks()
         self._opened: _Opened | None = None
+        self._is_trouble_told = False
         self._lock = threading.Lock()
         """Guards the set of followings and the attendant, for a moment."""
         self._followings: weakref.WeakSet[_Following] = weakref.WeakSet()
@@ -247,7 +248,16 @@ class SharedMemoryStateStorage:
 
     def _open(self) -> _Opened:
         asked = self._asked or DEFAULT_RECORDS
-        segment = attach(self.path, places=asked, kind=self._kind, form=_FORM)
+        try:
+            segment = attach(self.path, places=asked, kind=self._kind, form=_FORM)
+        except StorageUnavailable as error:
+            if not self._is_trouble_told:  # once: circuits try again every second
+                self._is_trouble_told = True
+                _LOG.warning(
+                    "%s cannot be used, so that each process keeps its circuits for itself: %s", self.uri, error
+                )
+            raise
+        self._is_trouble_told = False
         there = segment.rows * _PLACES
         if self._asked and segment.rows != _FORM.rows(asked):
             _LOG.warning(

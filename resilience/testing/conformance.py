@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import ClassVar, TypeVar
 from resilience.core.limiter import Bucket, Charge, Decision, Limit, Refund, advance, decide, give_back
 from resilience.errors import StorageBusy
 from resilience.ports import Clock, LimitStorage, Taker
+from resilience.testing.crowds import crowd
 from resilience.testing.fakes import FakeClock
 from resilience.testing.windows import smallest_burst
 
@@ -485,27 +485,9 @@ class LimitStorageConformance:
 
     def _crowd(self, call: Callable[[int], bool]) -> list[bool]:
         """What `call` answered to everybody; the first thing it raised, if it raised."""
-        answers: list[bool] = []
-        errors: list[BaseException] = []
-        gate = threading.Barrier(self.threads)
-
-        def one(index: int) -> None:
-            try:
-                gate.wait(30)
-                for _ in range(self.calls // self.threads):
-                    answers.append(call(index))  # noqa: PERF401  # so that others see it at once
-            except BaseException as error:  # noqa: BLE001  # raised again by the test's own thread
-                errors.append(error)
-
-        crowd = [threading.Thread(target=one, args=(index,), daemon=True) for index in range(self.threads)]
-        for thread in crowd:
-            thread.start()
-        for thread in crowd:
-            thread.join(60)
-        if errors:
-            raise errors[0]
-        _expect(0, sum(thread.is_alive() for thread in crowd), "threads that are still waiting after a minute")
-        return answers
+        each = self.calls // self.threads
+        answers = crowd(self.threads, lambda index: [call(index) for _ in range(each)])
+        return [answer for those in answers for answer in those]
 
 
 class _Oracle:

@@ -13,6 +13,7 @@ from typing import ClassVar, Final, TypeVar
 
 from resilience.errors import StorageUnavailable
 from resilience.ports import Change, Clock, StateStorage, Stored
+from resilience.testing.crowds import crowd
 from resilience.testing.fakes import FakeClock
 
 __all__ = ["StateStorageConformance"]
@@ -20,7 +21,6 @@ __all__ = ["StateStorageConformance"]
 _LONG_AGO: Final = 1_700_000_000.0
 _KEEP: Final = 60.0
 
-A = TypeVar("A")
 T = TypeVar("T")
 
 _fresh = itertools.count()
@@ -329,7 +329,7 @@ class StateStorageConformance:
                 mine = (storage, other)[thread % 2]
                 return [_patiently(lambda: mine.update(name, count, keep=_KEEP)) for _ in range(self.changes)]
 
-            answers = sorted(answer for each in self._crowd(change) for answer in each)
+            answers = sorted(answer for each in crowd(self.threads, change) for answer in each)
             total = self.threads * self.changes
             _expect(list(range(1, total + 1)), answers, "the answers")
             _expect(b"%d" % total, storage.read(name).text, "the record")
@@ -350,7 +350,7 @@ class StateStorageConformance:
                 mine = (storage, other)[thread % 2]
                 return sum(_patiently(lambda: mine.update(name, enter, keep=_KEEP)) for _ in range(5))
 
-            _expect(3, sum(self._crowd(ask)), "let in")
+            _expect(3, sum(crowd(self.threads, ask)), "let in")
 
     def test_every_member_of_a_crowd_is_seen(self) -> None:
         """None overwrites what another one leaves at the same time."""
@@ -365,7 +365,7 @@ class StateStorageConformance:
                     left = _patiently(partial(mine.exchange, name, member, text, keep=_KEEP))
                     _expect(text, left[member], "what this one has left itself")
 
-            self._crowd(leave)
+            crowd(self.threads, leave)
             left = storage.exchange(name, "looks", b"", keep=_KEEP)
         _expect({f"{thread}": b"4" for thread in range(self.threads)} | {"looks": b""}, left, "what everybody left")
 
@@ -429,29 +429,6 @@ class StateStorageConformance:
     ) -> None:
         self._expect_soon(True, lambda: number() != heard, f"the number changed when the text became {text!r}")
         self._expect_soon(text, lambda: read().text, "the text that followed")
-
-    def _crowd(self, work: Callable[[int], A]) -> list[A]:
-        """Let every thread do `work`, given its number. What the first to fail raised is raised again."""
-        answers: list[A] = []
-        errors: list[BaseException] = []
-        start = threading.Barrier(self.threads)
-
-        def one(thread: int) -> None:
-            try:
-                start.wait(30)
-                answers.append(work(thread))
-            except BaseException as error:  # noqa: BLE001  # raised again by the test's own thread
-                errors.append(error)
-
-        crowd = [threading.Thread(target=one, args=(thread,), daemon=True) for thread in range(self.threads)]
-        for thread in crowd:
-            thread.start()
-        for thread in crowd:
-            thread.join(60)
-        if errors:
-            raise errors[0]
-        _expect(0, sum(thread.is_alive() for thread in crowd), "threads that are still waiting after a minute")
-        return answers
 
 
 def _fresh_name() -> str:

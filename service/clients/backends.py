@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import functools
 import http.client
 import ssl
 import time
@@ -16,12 +17,13 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import gevent
-import pybreaker
 import structlog
 import urllib3
 from urllib3.exceptions import ConnectTimeoutError, EmptyPoolError, HTTPError, NewConnectionError, ReadTimeoutError
 
 from resilience import CircuitBreaker, CircuitOpen
+from resilience.core.events import PolicyEvent, StateChanged
+from resilience.events import PROCESS_EVENTS
 from service.clients.connections import Call, Connection, Connections, Waits, connections_to
 from service.errors import BackendFailed, BackendSaturated, BackendTimedOut, CircuitIsOpen
 from service.services.backends import Headers
@@ -176,16 +178,14 @@ class _GuardedBody:
             next(self._exchange, None)
 
 
-class _TransitionLog(pybreaker.CircuitBreakerListener):
-    """Tells the log when a circuit changes its state, and why it opened is in the lines before."""
-
-    def state_change(
-        self,
-        cb: pybreaker.CircuitBreaker,
-        old_state: pybreaker.CircuitBreakerState | None,
-        new_state: pybreaker.CircuitBreakerState,
-    ) -> None:
-        _log.warning("circuit changed", circuit=cb.name, old=old_state and old_state.name, new=new_state.name)
+def _log_move(name: str, event: PolicyEvent) -> None:
+    """Tell the log that the circuit of the backend `name` has moved, in the words of the library: pybreaker's have only three
+    states. Why it opened by itself is in the lines before."""
+    if isinstance(event, StateChanged) and event.policy == name:
+        expires_in = None if event.expires_in is None else round(event.expires_in, 3)
+        said = {"reason": event.reason, "author": event.author, "expires_in": expires_in}
+        told = {what: value for what, value in said.items() if value not in ("", None)}
+        _log.warning("circuit changed", circuit=name, old=event.old, new=event.new, cause=event.cause, **told)
 
 
 class HttpBackend:
@@ -226,8 +226,8 @@ class HttpBackend:
             quorum=quorum,
             throw_new_error_on_trip=False,
             ignore=(_is_not_the_backends_doing,),
-            listeners=(_TransitionLog(),),
         )
+        self._end_log = PROCESS_EVENTS.listen(functools.partial(_log_move, name), StateChanged)
         parts = urlsplit(url)
         self._base_path = parts.path.rstrip("/")
         self._host = ("Host", parts.netloc)
@@ -257,7 +257,8 @@ class HttpBackend:
         return BackendResponse(answer.status, answer.headers, _GuardedBody(exchange, answer))
 
     def close(self) -> None:
-        """Close the idle connections; those in use are closed when their answers end."""
+        """Close the idle connections, and log no moves any more; connections in use are closed when their answers end."""
+        self._end_log()
         self._connections.close()
 
     def _unguarded_exchange(self, call: Call) -> Generator[_Answer | bytes]:

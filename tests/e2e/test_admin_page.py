@@ -156,10 +156,16 @@ def test_limits_are_overridden_for_a_time_and_restored(run: Launched, page: Page
     page.get_by_role("button", name="Override", exact=True).click()
     expect(row).to_contain_text("77", timeout=PATIENCE)
     expect(row).to_contain_text("over in 9 min")
+    told = page.get_by_role("log").get_by_role("listitem").filter(has_text="77/minute instead by anna")
+    expect(told.locator(".where")).to_have_text(re.compile(r"^\S+ \d+, \S+ \d+$"), timeout=PATIENCE)
+    expect(told).to_have_count(1)  # for both workers
 
     row.get_by_role("button", name="Restore login").click()
     page.get_by_role("button", name="Restore", exact=True).click()
     expect(row).not_to_contain_text("instead of", timeout=PATIENCE)
+    told = page.get_by_role("log").get_by_role("listitem").filter(has_text="its own limits again")
+    expect(told.locator(".where")).to_have_text(re.compile(r"^\S+ \d+, \S+ \d+$"), timeout=PATIENCE)
+    expect(told).to_contain_text("by anna")
 
 
 def test_without_a_stream_the_page_asks_by_itself(run: Launched, page: Page) -> None:

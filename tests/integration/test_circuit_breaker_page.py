@@ -1,4 +1,4 @@
-"""What docs/circuit-breaker.md and the page for those who come from pybreaker tell their reader works, and is so."""
+"""What docs/circuit-breaker.md and the pages for those who come from elsewhere tell their reader works, and is so."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -21,7 +22,7 @@ from resilience.adapters.answering import PARTS
 from resilience.adapters.metrics import families
 from resilience.adapters.signals import SIGNALS
 from resilience.adapters.terminal import resilience as commands
-from resilience.core.breaker import STATES
+from resilience.core.breaker import STATES, BreakerPolicy
 from resilience.registry import PROCESS_REGISTRY
 from resilience.storage.state_shm import SharedMemoryStateStorage
 from tests.support.page import blocks_of, check_section, rows_of, sections_of, served
@@ -29,6 +30,8 @@ from tests.support.page import blocks_of, check_section, rows_of, sections_of, s
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "circuit-breaker.md"
 MIGRATION = ROOT / "docs" / "migrating-from-pybreaker.md"
+FROM_JAVA = ROOT / "docs" / "coming-from-resilience4j.md"
+DOCUMENTS = (PAGE, MIGRATION, FROM_JAVA)
 OPERATING = "The admin endpoint"
 TOKEN = "a-token-that-nobody-guesses-0123456789"
 
@@ -51,7 +54,7 @@ def no_leftovers() -> Iterator[None]:
 @pytest.mark.usefixtures("no_leftovers")
 @pytest.mark.parametrize(
     ("document", "section"),
-    [(document, section) for document in (PAGE, MIGRATION) for section in sections_of(document)],
+    [(document, section) for document in DOCUMENTS for section in sections_of(document)],
     ids=lambda value: value.stem if isinstance(value, Path) else value,
 )
 def test_the_code_of_a_section_runs_and_answers_as_printed(document: Path, section: str) -> None:
@@ -59,7 +62,7 @@ def test_the_code_of_a_section_runs_and_answers_as_printed(document: Path, secti
 
 
 def test_nothing_in_python_is_left_out() -> None:
-    for document in (PAGE, MIGRATION):
+    for document in DOCUMENTS:
         tried = sum(block.language in ("python", "pycon") for block in blocks_of(document))
         assert document.read_text(encoding="utf-8").count("```py") == tried
 
@@ -138,6 +141,28 @@ def test_the_table_of_routes_is_that_of_the_code() -> None:
         names = actions[1].replace("'", "").split(",") if actions else [""]
         spelled_out |= {route.replace(actions[0], name) if actions else route for name in names}
     assert spelled_out == {row[0].strip("`") for row in rows_of(PAGE, "routes")}
+
+
+def test_what_stands_for_the_actuator_is_there() -> None:
+    routes = {row[0].strip("`") for row in rows_of(PAGE, "routes")}
+    named = {route for row in rows_of(FROM_JAVA, "actuator") for route in re.findall(r"`([A-Z]+ /admin[^`]*)`", row[1])}
+    assert named <= routes, named - routes
+    assert {route for route in routes if "/circuits/<name>/" in route and route.startswith("POST")} <= named
+
+
+def test_every_setting_of_a_circuit_has_its_place_beside_resilience4j() -> None:
+    text = FROM_JAVA.read_text(encoding="utf-8").split("## A rate limiter")[0]
+    assert [] == [field.name for field in fields(BreakerPolicy) if f"`{field.name}" not in text]
+    defaults = BreakerPolicy()
+    for setting, shown in {
+        "minimum_calls": "| 20 |",
+        "half_open_max_calls": "| 1, 1 |",
+        "slow_call_duration": "| 60 s |",
+        "quorum": "| 2, each process by itself |",
+    }.items():
+        (row,) = [line for line in text.splitlines() if line.count("|") == 6 and f"`{setting}`" in line]
+        assert shown in row
+        assert f"{getattr(defaults, setting):g}" in shown
 
 
 def test_the_table_of_metrics_is_that_of_the_code() -> None:

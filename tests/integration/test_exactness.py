@@ -22,6 +22,12 @@ from tests.support.limit_storages import KINDS, address_of
 _fresh = itertools.count()
 
 
+each_sort = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.prove] if kind in ("redis", "sentinel") else []) for kind in KINDS]
+)
+"""One storage of each sort; those that differ by their server only are left to the long proofs."""
+
+
 def crowd(
     kind: str, limit: Limit, *, processes: int, greenlets: int, manner: Manner, seconds: float = 0.0, rate: float = 0.0
 ) -> Seen:
@@ -54,7 +60,7 @@ def tokens(limit: Limit, microseconds: int) -> Fraction:
     return Fraction(max(0, microseconds) * limit.refill, limit.unit * limit.tick)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_sort
 def test_two_thousand_callers_at_once_are_given_exactly_the_burst(kind: str) -> None:
     seen = crowd(kind, Limit(1, 86_400, 100), processes=4, greenlets=500, manner="once")
     assert (2_000, 100) == (seen.calls, len(seen.admitted))
@@ -82,7 +88,7 @@ def check_allowance(kind: str, seconds: float) -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("kind", KINDS)
+@each_sort
 def test_at_five_times_the_rate_as_much_is_admitted_as_burst_and_time_allow(kind: str) -> None:
     check_allowance(kind, 2.0)
 
@@ -104,7 +110,7 @@ def check_windows(kind: str, seconds: float) -> None:
     assert seen.calls > 2 * len(seen.admitted)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_sort
 def test_no_window_is_given_more_than_the_burst_and_its_time(kind: str) -> None:
     check_windows(kind, 3.0)
 

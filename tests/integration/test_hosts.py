@@ -151,6 +151,17 @@ def test_the_workers_of_one_host_share_overrides_in_its_memory(
     eventually(lambda: ["5 per 3600 s"] == two.limits())
 
 
+def test_workers_that_share_memory_answer_for_each_other_without_being_told_where_to_meet(
+    started: Callable[..., HostWorker], tmp_path: Path
+) -> None:
+    one, two = (started("web-1", f"shm://{tmp_path}/state") for _ in range(2))
+    assert 200 == two.get("/guarded").status
+    answer = one.get("/admin/circuits").body
+    assert [one.worker, two.worker] == sorted(answer["workers"]["answered"], key=[one.worker, two.worker].index)
+    (demo,) = answer["circuits"]
+    assert (1, {"closed": 2}) == (demo["calls"]["succeeded"], demo["states"])
+
+
 def test_workers_without_a_shared_state_all_obey_an_order(started: Callable[..., HostWorker], tmp_path: Path) -> None:
     folder = tmp_path / "peers"
     one, two = (started("web-1", "memory://", directory=folder) for _ in range(2))
@@ -159,6 +170,24 @@ def test_workers_without_a_shared_state_all_obey_an_order(started: Callable[...,
     assert [["3 per 86400 s"]] * 2 == [one.limits(), two.limits()]
     assert 200 == two.post("/admin/limiters/demo/restore").status
     assert [["5 per 3600 s"]] * 2 == [one.limits(), two.limits()]
+
+
+@pytest.mark.redis
+def test_a_circuit_that_is_reset_is_moved_once_and_its_counts_are_forgotten_by_every_worker(
+    server: RedisServer, started: Callable[..., HostWorker], tmp_path: Path
+) -> None:
+    folder = tmp_path / "peers"
+    several = [started("web-1", server.uri, directory=folder) for _ in range(2)]
+    several.append(started("web-2", server.uri, directory=folder / "of-another-host"))
+    one = several[0]
+    eventually(lambda: all_answer(one, several))
+    for each in several:
+        assert 200 == each.get("/guarded").status
+    assert 3 == one.get("/admin/circuits/demo").body["circuit"]["calls"]["succeeded"]
+    ordered = one.post("/admin/circuits/demo/reset", reason="new day")
+    assert (200, [one.worker]) == (ordered.status, ordered.body["executed"])
+    circuit = ordered.body["circuit"]
+    assert (1, [0, 0, 0]) == (circuit["generation"], [each["succeeded"] for each in circuit["by_worker"]])
 
 
 FORKED = """

@@ -28,7 +28,7 @@ sizes = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(params=["valkey", "redis"])
+@pytest.fixture(params=["valkey", pytest.param("redis", marks=pytest.mark.prove)])
 def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A server of the test's own: its memory is read."""
     program = server_programs().get(request.param)

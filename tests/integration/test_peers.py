@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from resilience.adapters.peers import Peers
 
 heard = []
 def answer(message):
+    if "say" in message:
+        return message["say"]
     heard.append(message)
     return {"heard": heard}
 
@@ -46,6 +49,7 @@ def sibling(folder: Path) -> Iterator[subprocess.Popen[str]]:
         [sys.executable, "-c", textwrap.dedent(SIBLING), str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     with process:
@@ -130,12 +134,51 @@ def test_a_worker_that_is_stopped_is_named_and_waited_for_no_longer_than_said(
     sibling.send_signal(18)
 
 
+def test_a_worker_that_is_stopped_is_waited_for_once_and_answers_again_when_it_goes_on(
+    folder: Path, sibling: subprocess.Popen[str]
+) -> None:
+    asking = peers(folder, timeout=1.0)
+    sibling.send_signal(19)
+    try:
+        taken = []
+        for _ in range(3):
+            began = time.monotonic()
+            assert (worker(sibling.pid),) == asking.ask({}).unreached
+            taken.append(time.monotonic() - began)
+        assert taken[0] >= 0.9
+        assert max(taken[1:]) < 0.7, "a busy machine takes its time too"
+    finally:
+        sibling.send_signal(18)
+    deadline = time.monotonic() + 30
+    while worker(sibling.pid) not in asking.ask({}).by_worker:
+        assert time.monotonic() < deadline
+
+
+def test_an_answer_that_cannot_be_used_is_named(folder: Path, sibling: subprocess.Popen[str]) -> None:
+    asking = peers(folder, misfit=lambda message, answer: "x is missing" if "x" not in answer else "")
+    for said in ({"y": 1}, [1]):
+        answers = asking.ask({"say": said})
+        assert ([asking.itself], (worker(sibling.pid),)) == ([*answers.by_worker], answers.unreached)
+        assert f"{worker(sibling.pid)} gave no answer that can be used: " in answers.problem
+    assert {"x": 1} == asking.ask({"say": {"x": 1}}).by_worker[worker(sibling.pid)]
+
+
+def test_an_answer_of_several_megabytes_is_heard(folder: Path, sibling: subprocess.Popen[str]) -> None:
+    said = {"x": "y" * 6_000_000}
+    assert said == peers(folder).ask({"say": said}).by_worker[worker(sibling.pid)]
+
+
 def test_a_line_that_breaks_off_hurts_nobody(folder: Path, sibling: subprocess.Popen[str]) -> None:
-    for nonsense in (b"", b"{", b"nonsense\n", b"[1]\n"):
+    for nonsense in (b"", b"{", b"nonsense\n", b"[1]\n", b"[" * 100_000 + b"\n"):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(folder / f"{sibling.pid}.peers.sock"))
             connection.sendall(nonsense)
+            connection.shutdown(socket.SHUT_WR)
+            assert b"" == connection.recv(1)
     assert worker(sibling.pid) in peers(folder).ask({"do": "y"}).by_worker
+    sibling.kill()
+    assert sibling.stderr is not None
+    assert "Exception in thread" not in sibling.stderr.read()
 
 
 def test_a_folder_that_others_can_enter_is_refused(folder: Path) -> None:

@@ -13,7 +13,8 @@ import redis
 
 from resilience.storage.redis import RedisStorage
 from tests.support import redis_callers
-from tests.support.redis_callers import SLOW, run
+from tests.support.programs import run
+from tests.support.redis_callers import SLOW
 from tests.support.redis_server import RedisServer, running_redis, server_programs
 
 pytestmark = pytest.mark.redis

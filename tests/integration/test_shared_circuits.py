@@ -6,14 +6,10 @@ monotonic clock, three attempts are made, and the test runs alone.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,7 @@ import pytest
 import redis
 
 from tests.support.circuit_callers import Caller, Crew, most_at_once
-from tests.support.dropped_packets import dropped_packets
+from tests.support.failing_server import Failure, killed, stopped, unreachable
 from tests.support.redis_server import RedisServer, running_redis, server_programs
 
 KINDS = ("shm", "redis")
@@ -291,33 +287,6 @@ def test_what_another_host_sees_opens_no_circuit_that_takes_two_of_them(crew: Cr
 
 
 # -- a server that fails ---------------------------------------------------------------------------------------------------
-
-Failure = Callable[[RedisServer], AbstractContextManager[None]]
-
-
-@contextlib.contextmanager
-def stopped(server: RedisServer) -> Iterator[None]:
-    """The process stands still; the kernel goes on taking bytes for it."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def killed(server: RedisServer) -> Iterator[None]:
-    """Nobody listens, and what was stored is gone."""
-    server.stop()
-    try:
-        yield
-    finally:
-        server.start()
-
-
-def unreachable(server: RedisServer) -> AbstractContextManager[None]:
-    """Packets are lost."""
-    return dropped_packets(server.pid)
 
 
 @pytest.mark.parametrize("failure", [stopped, killed, unreachable], ids=lambda failure: failure.__name__)

@@ -1,7 +1,8 @@
 """Shared memory with real processes: exact together, whole after a kill at any instant, and never waited for without end.
 
 Processes are forked by scripts in a process of their own, never by pytest's. In a script, `start(work)` forks a child that
-does `work()` and leaves; `storage(...)` opens a storage on the one file of the test; what is printed is what was seen.
+does `work()` and leaves; `storage(...)` opens a storage on the one file of the test; what is printed is what was seen. The rest
+of what scripts begin with is in `tests.support.forked`.
 """
 
 from __future__ import annotations
@@ -11,46 +12,26 @@ import os
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.untraced import without_coverage
+from tests.support import forked
 
-ROOT = Path(__file__).parents[2]
-
-PRELUDE = """
-import errno, json, os, random, signal, sys, time
-from resilience.clock import SYSTEM_CLOCK
+PRELUDE = (
+    forked.PRELUDE
+    + """
 from resilience.core.limiter import Charge, Limit, Refund
-from resilience.errors import StorageBusy, StorageUnavailable
-from resilience.storage import mutex
-from resilience.storage.mutex import RecordLocks, RobustMutexes
 from resilience.storage.shm import SharedMemoryStorage
-from resilience.testing import FakeClock
 
-signal.alarm(100)
-PATH, KIND = sys.argv[1], {"mutexes": RobustMutexes, "records": RecordLocks}[sys.argv[2]]
-life, lifeline = os.pipe()  # children that wait read it: it ends with the script, and so do they
 HOUR = Limit(1, 3600, 100)
 
 def storage(buckets=1024, clock=SYSTEM_CLOCK):
     return SharedMemoryStorage(f"shm://{PATH}?buckets={buckets}", clock=clock, _kind=KIND)
 
-def start(work):
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(100)
-        os.close(lifeline)
-        try:
-            work()
-        finally:
-            os._exit(1 if sys.exc_info()[0] else 0)
-    return pid
-
-def join(*pids):
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+def stripes_of(buckets):
+    return buckets._opened.stripes
 
 def charge(subject, cost=1, limit=HOUR, scope="scope"):
     return Charge(scope, subject, limit, cost)
@@ -61,36 +42,9 @@ def take(buckets, subject, cost=1, limit=HOUR):
 def lock_of(buckets, subject):
     opened = buckets._opened or buckets._open()
     return opened.home("scope", subject)[0]
-
-def take_and_leave_all_locks(buckets):
-    # What the tries answered. Each lock is free afterwards.
-    stripes = buckets._opened.stripes
-    statuses = [stripes.try_lock(handle) for handle in stripes.handles]
-    for handle, status in zip(stripes.handles, statuses, strict=True):
-        if status:
-            stripes.insist(handle, status)
-        stripes.unlock(handle)
-    return statuses
-
-def all_locks_are_free(buckets):
-    return set(take_and_leave_all_locks(buckets)) == {0}
 """
-
-
-def run(script: str, path: Path, kind: str = "mutexes", *, patched: bool = False, timeout: float = 100) -> Any:
-    """What the script says it saw, as JSON."""
-    first = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
-    finished = subprocess.run(
-        [sys.executable, "-W", "error", "-c", first + PRELUDE + textwrap.dedent(script), str(path), kind],
-        cwd=ROOT,
-        env=without_coverage(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert (0, "") == (finished.returncode, finished.stderr), finished.stderr
-    return json.loads(finished.stdout)
+)
+run = partial(forked.run, PRELUDE)
 
 
 @pytest.fixture
@@ -204,52 +158,14 @@ def test_processes_that_find_the_file_of_an_earlier_boot_share_the_new_one(path:
     assert [92, ["limits"]] == run(script, path)
 
 
-KILLED_AT_EVERY_STEP = """
-from resilience.storage import shm, table
-FILES = {shm.__file__, table.__file__, mutex.__file__}
-
-def killed_at(step, work):
-    left = step
-    def trace(frame, event, argument):
-        nonlocal left
-        if frame.f_code.co_filename not in FILES:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-    def child():
-        sys.settrace(trace)
-        work()
-    (code,) = join(start(child))
-    assert code in (0, -signal.SIGKILL), code
-    return code != 0
-
-buckets = storage(BUCKETS, FakeClock())
-seen, deaths, steps, ended = set(), 0, 0, False
-while not ended:
-    prepare(buckets)
-    ended = not killed_at(steps, lambda: work(buckets))
-    deaths += take_and_leave_all_locks(buckets).count(errno.EOWNERDEAD)
-    seen.add(tuple(levels(buckets)))
-    steps += 1
-print(json.dumps([sorted(seen), steps, deaths]))
-"""
-
-
 def killed_at_every_step(path: Path, script: str, *, kind: str = "mutexes", buckets: int = 1024) -> list[list[int]]:
-    """Do `work(buckets)` in a child that is killed before its first bytecode, before its second, and so on, until it ends.
-
-    Returns what `levels(buckets)` was afterwards, each answer once. What a bytecode stores counts only after the next.
+    """What `look(buckets)` saw after `work(buckets)` ended at any of its steps, each answer once."""
+    steps = f"""
+    from resilience.storage import shm, table
+    FILES = {{shm.__file__, table.__file__, mutex.__file__}}
+    STORAGE = storage({buckets}, FakeClock())
     """
-    setup = f"BUCKETS = {buckets}\n" + textwrap.dedent(script)
-    seen, steps, deaths = run(setup + KILLED_AT_EVERY_STEP, path, kind)
-    assert steps > 100
-    assert kind == "records" or deaths > 50, "in so many cases it died with a lock"
-    answers: list[list[int]] = seen
-    return answers
+    return forked.killed_at_every_step(PRELUDE, textwrap.dedent(steps) + textwrap.dedent(script), path, kind)
 
 
 @both_kinds
@@ -260,7 +176,7 @@ def test_a_bucket_is_as_before_or_as_after_when_its_worker_is_killed_at_any_step
         take(buckets, "s", cost=40)
     def work(buckets):
         take(buckets, "s", cost=10)
-    def levels(buckets):
+    def look(buckets):
         return [take(buckets, "s", cost=0).remaining]
     """
     assert [[50], [60]] == killed_at_every_step(path, script, kind=kind)
@@ -272,7 +188,7 @@ def test_a_new_bucket_is_there_or_not_when_its_worker_is_killed_at_any_step(path
         buckets.give_back([Refund("scope", "s", HOUR, None)])
     def work(buckets):
         take(buckets, "s", cost=10)
-    def levels(buckets):
+    def look(buckets):
         return [len(buckets), take(buckets, "s", cost=0).remaining]
     """
     assert [[0, 100], [1, 90]] == killed_at_every_step(path, script)
@@ -288,7 +204,7 @@ def test_no_bucket_but_the_displaced_one_is_touched_when_a_worker_is_killed_at_a
             take(buckets, str(index), cost=16 - index)
     def work(buckets):
         take(buckets, "s", cost=50)
-    def levels(buckets):
+    def look(buckets):
         return [take(buckets, name, cost=0).remaining for name in names]
     """
     others = list(range(84, 99))
@@ -304,7 +220,7 @@ def test_a_refund_is_given_or_not_when_its_worker_is_killed_at_any_step(path: Pa
         take(buckets, "s", cost=40)
     def work(buckets):
         buckets.give_back([Refund("scope", "s", HOUR, 40)])
-    def levels(buckets):
+    def look(buckets):
         return [len(buckets), take(buckets, "s", cost=0).remaining]
     """
     assert [[0, 100], [1, 60]] == killed_at_every_step(path, script)
@@ -321,7 +237,7 @@ def test_of_several_charges_some_may_be_spent_but_none_is_lost_when_their_worker
         take(buckets, "t", cost=40)
     def work(buckets):
         buckets.take([charge("s", 10), charge("t", 10)])
-    def levels(buckets):
+    def look(buckets):
         return [take(buckets, name, cost=0).remaining for name in "st"]
     """
     assert [[50, 50], [50, 60], [60, 60]] == killed_at_every_step(path, script)
@@ -370,7 +286,6 @@ def test_workers_killed_at_random_instants_wedge_nothing_and_forget_nobody(path:
 
 
 STOPPED = """
-import logging
 results, say = os.pipe()
 buckets = storage()
 take(buckets, "s")
@@ -378,26 +293,8 @@ lock = lock_of(buckets, "s")
 other = next(str(number) for number in range(10_000) if lock_of(buckets, str(number)) is not lock
              and lock_of(buckets, str(number)) != lock)
 
-def hold():
-    stripes = buckets._opened.stripes
-    assert 0 == stripes.try_lock(lock)
-    os.kill(os.getpid(), signal.SIGSTOP)
-    stripes.unlock(lock)
-
-holder = start(hold)
-while not mutex._is_stopped(holder):
-    time.sleep(0.001)
-
-slept, sleep = [], SYSTEM_CLOCK.sleep
-def counting(seconds):
-    slept.append(seconds)
-    sleep(seconds)
-SYSTEM_CLOCK.sleep = counting
-
-logged = logging.Handler()
-logged.lines = []
-logged.emit = lambda record: logged.lines.append(record.getMessage())
-logging.getLogger("resilience").addHandler(logged)
+holder = stopped_with(buckets, lock)
+slept, logged = noted_sleeps(), noted_log()
 
 def asked(ask):
     slept.clear()
@@ -425,7 +322,7 @@ def test_a_worker_stopped_with_a_lock_costs_the_others_a_bounded_wait(path: Path
     time.sleep(0.3)  # for so long what was seen is taken for granted
     again = asked(lambda: take(buckets, "s"))
     remaining = [take(buckets, name, cost=0).remaining for name in ("s", other)]
-    print(json.dumps([first, later, elsewhere, ended, again, remaining, len(logged.lines)]))
+    print(json.dumps([first, later, elsewhere, ended, again, remaining, len(logged)]))
     """
     assert [
         ["busy", True, True, True],
@@ -470,7 +367,7 @@ def test_while_greenlets_wait_for_a_stopped_worker_their_loop_goes_on(path: Path
     ticker.kill()
     print(json.dumps([
         {greenlet.value[0] for greenlet in crowd} == {"busy"}, elsewhere.value, ticks - before > 5, took < 0.5,
-        len(logged.lines),
+        len(logged),
     ]))
     """
     assert [True, "decided", True, True, 1] == run(STOPPED + textwrap.dedent(script), path, patched=True)
@@ -620,7 +517,7 @@ def test_a_full_file_system_is_told_of_before_the_first_decision(path: Path) -> 
     command = [*inside, f'{mounted}; exec "$@"', "sh", sys.executable, "-W", "error", "-c"]
     finished = subprocess.run(
         [*command, PRELUDE + textwrap.dedent(script), str(path), "mutexes"],
-        cwd=ROOT,
+        cwd=forked.ROOT,
         capture_output=True,
         text=True,
         timeout=60,

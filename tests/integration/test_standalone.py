@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -33,14 +35,41 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "venv"
 
 
+class Weather(http.server.BaseHTTPRequestHandler):
+    """A backend that knows of one city. The path that it is asked for comes back."""
+
+    def do_GET(self) -> None:
+        body = self.path.encode()
+        self.send_response(200 if self.path.startswith("/New") else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
 @pytest.fixture
-def address(environment: Path, tmp_path: Path) -> Iterator[str]:
+def backend() -> Iterator[int]:
+    """The port of a backend that is well."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Weather) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def served(environment: Path, folder: Path, backend: int) -> Iterator[str]:
     """Where the README's application listens, under Flask's own server."""
     (code,) = re.findall(r"<!-- app -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    port, nobody = free_port(), free_port()
-    (tmp_path / "app.py").write_text(code.replace("8002", str(nobody)))
+    port = free_port()
+    (folder / "app.py").write_text(code.replace("8002", str(backend)))
     command = [str(environment / "bin" / "flask"), "run", "--port", str(port)]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             for _ in range(200):
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -72,13 +101,23 @@ def test_the_library_brings_neither_a_server_nor_a_database(environment: Path) -
         assert 1 == subprocess.run(command, check=False, stderr=subprocess.DEVNULL, cwd="/").returncode, absent
 
 
-def test_the_readme_s_application_is_protected(address: str) -> None:
+def test_the_readme_s_application_is_protected(environment: Path, tmp_path: Path) -> None:
     """Nothing listens where it fetches the weather: three failures, then an open circuit, then a full bucket's end."""
-    answers = [get(f"{address}/weather/rome") for _ in range(14)]
+    with served(environment, tmp_path, free_port()) as address:
+        answers = [get(f"{address}/weather/rome") for _ in range(14)]
     assert [500, 500, 500, 503] == [status for status, _, _ in answers[:4]]
     _, fields, body = answers[3]
-    assert (True, "application/problem+json") == (1 <= int(fields["Retry-After"]) <= 5, fields["Content-Type"])
+    # Five seconds, and up to a tenth more by chance.
+    assert (True, "application/problem+json") == (1 <= int(fields["Retry-After"]) <= 6, fields["Content-Type"])
     assert "Circuit open" == json.loads(body)["title"]
     assert '"weather";q=10;w=2' == fields["RateLimit-Policy"]
     limited = next(answer for answer in answers if answer[0] == 429)
     assert ["weather"] == json.loads(limited[2])["violated-policies"]
+
+
+def test_no_client_opens_the_readme_s_circuit(environment: Path, tmp_path: Path, backend: int) -> None:
+    """Neither by asking for what there is not, nor by a name that makes no address."""
+    with served(environment, tmp_path, backend) as address:
+        assert [404] * 4 == [get(f"{address}/weather/nowhere")[0] for _ in range(4)]
+        answers = [get(f"{address}/weather/New%20York%0A")[::2] for _ in range(4)]
+    assert [(200, b"/New%20York%0A")] * 4 == answers

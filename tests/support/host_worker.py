@@ -129,11 +129,12 @@ def host_worker(host: str, state: str, **options: Any) -> Iterator[HostWorker]:
 def _serve(state: str, buckets: str, directory: str) -> None:
     from flask import Flask, jsonify
 
-    from resilience import RateLimiter, Resilience, create_admin_blueprint
+    from resilience import CircuitBreaker, RateLimiter, Resilience, create_admin_blueprint
     from resilience.adapters.flask import Application
 
     app = Flask("demo")
     demo = RateLimiter("5/hour", name="demo", key="all")
+    circuit = CircuitBreaker(name="demo")
     Resilience(
         app,
         state_uri=state,
@@ -142,10 +143,12 @@ def _serve(state: str, buckets: str, directory: str) -> None:
         admin_token=TOKEN,
         peer_directory=directory or None,
         limiters=[demo],
+        circuits=[circuit],
     )
     app.register_blueprint(create_admin_blueprint())
     app.add_url_rule("/limits", "limits", lambda: jsonify(demo.snapshot().limits))
     app.add_url_rule("/limited", "limited", demo(lambda: "made"))
+    app.add_url_rule("/guarded", "guarded", circuit(lambda: "made"))
     client = app.test_client()
     print("ready", flush=True)
     for line in iter(_reader(), ""):

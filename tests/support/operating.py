@@ -26,6 +26,8 @@ class Operated:
         self.app = Flask("demo")
         given = {"admin_token": TOKEN, "storage": MemoryStorage(clock=self.clock), **options}
         Resilience(self.app, circuits=[self.circuit], limiters=[self.limiter], **given)
+        if self.application.attempts is not None:
+            self.application.attempts.own_buckets = MemoryStorage(clock=self.clock)
         self.app.register_blueprint(create_admin_blueprint(**(blueprint or {})))
         self.client: FlaskClient = self.app.test_client()
 

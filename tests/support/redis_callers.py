@@ -1,4 +1,4 @@
-"""Callers of a Redis storage, as programs: each function is one, run in a process of its own by `run`.
+"""Callers of a Redis storage, as programs: each function is one, run in a process of its own by `programs.run`.
 
 Each prints what it has seen; what else a process prints, on its standard error too, is a fault.
 """
@@ -11,12 +11,9 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,22 +23,26 @@ from resilience.core.limiter import Charge, Decision, Limit
 from resilience.errors import StorageUnavailable
 from resilience.storage.redis import RedisStorage
 
-__all__ = ["run"]
+__all__ = [
+    "SLOW",
+    "busy_process",
+    "crowd",
+    "delayed",
+    "exact",
+    "forked",
+    "forked_after_close",
+    "frozen",
+    "interrupted",
+    "killed_first",
+    "leaving",
+    "native",
+    "shaken",
+    "struck",
+    "threads",
+]
 
 SLOW = Limit(1, 366 * 86_400, 280)
 """Nothing comes back while a test runs."""
-
-
-def run(program: Callable[..., None], *arguments: object, patched: bool) -> str:
-    """What `program` prints in a process of its own, `patched` by gevent or not. Fails when it also complains."""
-    source = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
-    source += (
-        f"import sys; from tests.support.redis_callers import {program.__name__} as program; program(*sys.argv[1:])"
-    )
-    command = [sys.executable, "-W", "error", "-c", source, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
-    assert (0, "") == (done.returncode, done.stderr), done.stdout + done.stderr
-    return done.stdout.strip()
 
 
 def left(decision: Decision) -> int:

@@ -1,4 +1,4 @@
-"""Users of a state storage on Redis, as programs: each function is one, run in a process of its own by `run`.
+"""Users of a state storage on Redis, as programs: each function is one, run in a process of its own by `programs.run`.
 
 Each prints what it has seen; what else a process prints, on its standard error too, is a fault.
 """
@@ -11,12 +11,9 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from resilience.errors import StorageUnavailable
@@ -24,19 +21,7 @@ from resilience.ports import Following, StateStorage
 from resilience.storage.state_redis import RedisStateStorage
 from tests.support.redis_node import wait_until
 
-__all__ = ["run"]
-
-
-def run(program: Callable[..., None], *arguments: object, patched: bool) -> str:
-    """What `program` prints in a process of its own, `patched` by gevent or not. Fails when it also complains."""
-    source = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
-    source += (
-        f"import sys; from tests.support.state_callers import {program.__name__} as program; program(*sys.argv[1:])"
-    )
-    command = [sys.executable, "-W", "error", "-c", source, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
-    assert (0, "") == (done.returncode, done.stderr), done.stdout + done.stderr
-    return done.stdout.strip()
+__all__ = ["crowd", "ending", "forked", "frozen", "interrupted", "killed_first", "pooled", "threads"]
 
 
 def count(text: bytes | None, _now: float) -> tuple[bytes, int]:

@@ -8,35 +8,31 @@ the browser that the page is ours.
 from __future__ import annotations
 
 import hmac
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 from flask import abort, g, request
 from werkzeug.datastructures import WWWAuthenticate
-from werkzeug.exceptions import NotFound, TooManyRequests, Unauthorized
+from werkzeug.exceptions import NotFound, Unauthorized
 
-from resilience.adapters.addresses import client_key
 from resilience.adapters.flask import Application, current_application
 from resilience.adapters.sessions import Session
 from resilience.clock import epoch_seconds
-from resilience.core.limiter import Charge, Limit, Refund, seconds_rounded_up
-from resilience.decorators.policy import view_of
-from resilience.errors import StorageUnavailable
 
 __all__ = [
     "COOKIE",
     "CSRF_FIELD",
+    "REFUSED",
     "NotThere",
     "Visitor",
     "author_of",
     "authorize",
     "checked_name",
     "exists_here",
-    "give_attempt_back",
     "is_same_origin",
     "is_there",
-    "take_attempt",
     "token_is_right",
     "unauthorized",
 ]
@@ -45,9 +41,9 @@ COOKIE: Final = "resilience_admin"
 CSRF_FIELD: Final = "X-Resilience-Csrf"
 AUTHOR_FIELD: Final = "X-Resilience-Author"
 LONGEST_NAME: Final = 64
+REFUSED: Final = "this is not the admin token"
 
-_SCOPE = "admin:logins"
-_FAILURES = Limit(5, 60)
+_PARENTHESES = frozenset("()")
 _READING = ("GET", "HEAD", "OPTIONS")
 
 
@@ -87,11 +83,11 @@ def authorize() -> None:
         g.resilience_visitor = Visitor(author_of(session.name or "page"), session)
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token_is_right(application, given.strip()):
-        g.resilience_visitor = Visitor(author_of(checked_name(request.headers.get(AUTHOR_FIELD, "")) or "token"))
+    if scheme.lower() == "bearer" and given.strip():
+        if not token_is_right(given.strip()):
+            raise unauthorized(REFUSED)
+        g.resilience_visitor = Visitor(author_of(checked_name(_author()) or "token"))
         return
-    if given.strip():
-        take_attempt(application)
     raise unauthorized("the admin endpoint needs 'Authorization: Bearer <admin token>', or a login on its page")
 
 
@@ -100,40 +96,24 @@ def unauthorized(reason: str) -> Unauthorized:
     return Unauthorized(reason, www_authenticate=WWWAuthenticate("bearer", {"realm": "admin"}))
 
 
-def token_is_right(application: Application, given: str) -> bool:
-    """Whether `given` is the admin token. Takes the same time for every wrong one."""
-    return hmac.compare_digest(given.encode(), str(application.options.admin_token).encode())
-
-
-def take_attempt(application: Application) -> None:
-    """Count an attempt to get in by the current address. Raises `TooManyRequests` when it has made too many.
-
-    The buckets are the application's, so that all workers count together; while they are out of reach, this one counts.
-    Whatever else is configured of limits, this one holds.
-    """
-    charges = [Charge(_SCOPE, _bucket(), _FAILURES, 1)]
-    try:
-        decision = view_of(application.storage, "local").take(charges)
-    except StorageUnavailable:
-        decision = application.own_buckets.take(charges)
-    if not decision.allowed:
-        wait = seconds_rounded_up(decision.retry_after or 0.0)
-        raise TooManyRequests(f"too many wrong tokens from this address: try again in {wait} s", retry_after=wait)
-
-
-def give_attempt_back(application: Application) -> None:
-    """The attempt was none: the token was right."""
-    refunds = [Refund(_SCOPE, _bucket(), _FAILURES, 1)]
-    try:
-        view_of(application.storage, "local").give_back(refunds)
-    except StorageUnavailable:
-        application.own_buckets.give_back(refunds)
+def token_is_right(given: str) -> bool:
+    """Whether `given` is the admin token. Raises `TooManyRequests`, right or wrong, where too many wrong ones came from the
+    address of the current request. What is refused is in the audit log."""
+    attempts = current_application().attempts
+    if attempts is None or not given:
+        return False
+    is_right = attempts.is_right(given, request.remote_addr)
+    if not is_right:
+        attempts.note(request.remote_addr)
+    return is_right
 
 
 def checked_name(value: Any) -> str:
     """What somebody calls themselves, if it may stand in an audit log. Answers 400 otherwise."""
     if not isinstance(value, str) or len(value) > LONGEST_NAME or not value.isprintable():
         abort(400, description=f"name: a text of at most {LONGEST_NAME} printable characters")
+    if not _PARENTHESES.isdisjoint(unicodedata.normalize("NFKC", value)):
+        abort(400, description="name: leave the parentheses out, in which the audit log has the address")
     return value.strip()
 
 
@@ -148,8 +128,13 @@ def address() -> str:
     return request.remote_addr or "unix"
 
 
-def _bucket() -> str:
-    return client_key(request.remote_addr, None, 0)
+def _author() -> str:
+    """Whom the field names. Beyond ASCII it is UTF-8: percent-encoded behind UTF-8'', as RFC 8187 says, or as it is."""
+    try:
+        said = request.headers.get(AUTHOR_FIELD, "").encode("latin-1").decode()  # WSGI hands on the bytes as latin-1
+        return unquote(said[7:], errors="strict") if said[:7].lower() == "utf-8''" else said
+    except UnicodeError:
+        abort(400, description=f"{AUTHOR_FIELD}: this is no UTF-8; write Jürgen as UTF-8''J%C3%BCrgen")
 
 
 def _session(application: Application) -> Session | None:
@@ -165,12 +150,19 @@ def _check_that_the_page_is_ours(session: Session) -> None:
 
 
 def is_same_origin(*, unless_said: bool = False) -> bool:
-    """Whether the browser says that the current request comes from a page of this very host. Where it says nothing:
-    `unless_said`."""
+    """Whether the browser says that the current request comes from a page of this very origin, and nothing that it says
+    speaks against. Where it says nothing: `unless_said`.
+
+    Behind a proxy that ends TLS the scheme of the request may be another one than the browser's. `Sec-Fetch-Site`, which
+    browsers send along over https, knows the browser's; without it the schemes have to agree.
+    """
     origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site")
-    if origin is not None:
-        return urlsplit(origin).netloc.lower() == request.host.lower()
-    return unless_said if site is None else site == "same-origin"
+    if site is not None and site != "same-origin":
+        return False
+    if origin is None:
+        return unless_said if site is None else True
+    scheme, _, host = origin.lower().partition("://")
+    return host == request.host.lower() and (site is not None or scheme == request.scheme)
 
 
 def _listener_port(environ: Mapping[str, Any]) -> int | None:

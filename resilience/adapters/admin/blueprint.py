@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
 from flask import Blueprint, Response, current_app, request
-from werkzeug.exceptions import HTTPException
+from flask.sansio.blueprints import BlueprintSetupState
+from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.routing import RoutingException
 
 from resilience.adapters.admin.access import NotThere, authorize, exists_here, is_there
 from resilience.adapters.admin.audit import list_audit
@@ -31,6 +34,7 @@ from resilience.adapters.admin.limiters import (
 from resilience.adapters.admin.page import FILES, redirect_to_page, show_file
 from resilience.adapters.admin.policies import list_policies
 from resilience.adapters.admin.session import login, logout, show_session
+from resilience.adapters.options import PREFIX
 from resilience.adapters.peers import Answers
 
 __all__ = ["create_admin_blueprint"]
@@ -40,6 +44,10 @@ LARGEST_BODY: Final = 16_384
 
 _OPEN: Final = frozenset({"show_file", "redirect_to_page", "login"})
 """Views that look for themselves whether they exist, and ask for no token."""
+
+_ORDERS: Final = {"circuits": ACTIONS, "limiters": ("reset", "override", "restore")}
+
+_LOG = logging.getLogger(__name__)
 
 
 def create_admin_blueprint(
@@ -65,13 +73,25 @@ def create_admin_blueprint(
         else:
             authorize()
 
-    def authorize_wrong_methods() -> None:
-        # These match no view of the blueprint's, and would tell that there is something.
-        if request.routing_exception is not None and request.path.startswith(f"{url_prefix}/"):
+    def answer_what_leads_nowhere() -> Any:
+        # This matches no view of the blueprint's, would tell that there is something, and be answered as the application
+        # answers people.
+        error = request.routing_exception
+        if error is None or not request.path.startswith(f"{url_prefix}/"):
+            return None
+        try:
             authorize()
+        except NotThere:
+            raise
+        except HTTPException as refusal:
+            error = refusal
+        else:
+            error = _said_better(error, request.path.removeprefix(url_prefix))
+        return _forbid_storing(current_app.make_response(_answer_error(error)))
 
     blueprint.before_request(look_first)
-    blueprint.before_app_request(authorize_wrong_methods)
+    blueprint.before_app_request(answer_what_leads_nowhere)
+    blueprint.record_once(_check_application)
     blueprint.after_request(_forbid_storing)
     blueprint.register_error_handler(HTTPException, _answer_error)
     _route_page(blueprint)
@@ -106,6 +126,25 @@ def _route_policies(blueprint: Blueprint) -> None:
 
 def _take_snapshot(answers: Answers) -> dict[str, Any]:
     return {"circuits": merge_circuits(answers), **describe_limiters(answers)}
+
+
+def _check_application(registered: BlueprintSetupState) -> None:
+    """Raises `RuntimeError` where the library is not attached to the application yet."""
+    application = registered.app.extensions.get("resilience")
+    if application is None:
+        raise RuntimeError(
+            "the admin endpoint asks Resilience: call Resilience(app) before app.register_blueprint(...)"
+        )
+    if not application.options.admin_token:
+        _LOG.warning("there is no admin endpoint without a token: set %sADMIN_TOKEN", PREFIX)
+
+
+def _said_better(error: HTTPException, path: str) -> HTTPException:
+    """An error of routing, with what to do about it where that is known."""
+    _, kind, *rest = path.split("/")
+    if request.method != "POST" or kind not in _ORDERS or len(rest) < 2 or isinstance(error, RoutingException):
+        return error
+    return NotFound(f"there is no order {rest[-1]!r} for {kind}: there is {', '.join(_ORDERS[kind])}")
 
 
 def _forbid_storing(response: Response) -> Response:

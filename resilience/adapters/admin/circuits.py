@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
 from flask import Response, abort, jsonify, request
-from werkzeug.exceptions import ServiceUnavailable
+from werkzeug.exceptions import MethodNotAllowed, ServiceUnavailable
 
 from resilience.adapters.admin.events import merged_events
 from resilience.adapters.admin.orders import by_name, describe_workers, read_order, record, visitor
@@ -41,13 +41,13 @@ def list_circuits() -> Response:
 
 def show_circuit(circuit: str) -> Response:
     """One circuit, merged and worker by worker."""
-    answers = current_application().peers.ask({"tell": ["circuits"]})
+    answers = current_application().peers.ask({"tell": ["circuits"], "circuit": circuit})
     return jsonify(circuit=merge_circuit(circuit, _known(circuit, answers)), workers=describe_workers(answers))
 
 
 def show_events(circuit: str) -> Response:
     """What happened to one circuit lately, in all workers."""
-    message = {"tell": ["circuits", "events"], "of": {"kind": "circuit", "policy": circuit}}
+    message = {"tell": ["circuits", "events"], "circuit": circuit, "of": {"kind": "circuit", "policy": circuit}}
     answers = current_application().peers.ask(message)
     if circuit not in by_name(answers, "circuits"):
         return show_circuit(f"{circuit}/events")  # a name may end so
@@ -58,7 +58,7 @@ def change_circuit(circuit: str, action: str) -> Response:
     """Do what an operator has ordered: in every worker where each has a circuit of its own, in one where they share it."""
     order = read_order(takes_ttl=action in _TIMED)
     application = current_application()
-    found = _known(circuit, application.peers.ask({"tell": ["circuits"]}))
+    found = _known(circuit, application.peers.ask({"tell": ["circuits"], "circuit": circuit}))
     having = [worker for worker, _ in found]
     # Whoever shares it needs to know it: circuits may be made as late as by the first call.
     executor = application.worker if application.worker in having else having[0]
@@ -73,7 +73,7 @@ def change_circuit(circuit: str, action: str) -> Response:
     }
     answers = application.peers.ask(message)
     executed = [worker for worker, answer in sorted(answers.by_worker.items()) if answer.get("executed")]
-    troubles = sorted({answer["trouble"] for answer in answers.by_worker.values() if "trouble" in answer})
+    troubles = sorted({answer["trouble"] for answer in answers.by_worker.values() if answer.get("trouble")})
     record(
         action,
         f"circuit {circuit}",
@@ -135,6 +135,11 @@ def merge_circuit(name: str, snapshots: Snapshots) -> dict[str, Any]:
 def _known(circuit: str, answers: Answers) -> Snapshots:
     found = by_name(answers, "circuits").get(circuit)
     if found is None:
+        name, _, action = circuit.rpartition("/")
+        if name and action in ACTIONS and request.method in ("GET", "HEAD"):
+            raise MethodNotAllowed(
+                ["POST"], f"no circuit is named {circuit!r}; what moves one is POST .../{name}/{action}"
+            )
         abort(404, description=f"no circuit is named {circuit!r}: GET the list for the names")
     return found
 
@@ -152,7 +157,7 @@ def _settled(circuit: str, executor: Worker, answers: Answers) -> Answers:
         ):
             break
         SYSTEM_CLOCK.sleep(_PAUSE)
-        answers = current_application().peers.ask({"tell": ["circuits"]})
+        answers = current_application().peers.ask({"tell": ["circuits"], "circuit": circuit})
     return answers
 
 

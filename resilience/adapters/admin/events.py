@@ -19,11 +19,12 @@ from flask import Response, abort, jsonify, request
 from werkzeug.exceptions import ServiceUnavailable
 
 from resilience.adapters.admin.audit import merged_audit
-from resilience.adapters.admin.orders import describe_workers
+from resilience.adapters.admin.orders import describe_workers, visitor
 from resilience.adapters.answering import MOST_EVENTS
 from resilience.adapters.flask import Application, current_application
 from resilience.adapters.peers import Answers
-from resilience.clock import SYSTEM_CLOCK
+from resilience.adapters.sessions import Session
+from resilience.clock import SYSTEM_CLOCK, epoch_seconds
 from resilience.ports import Clock
 
 __all__ = ["Cursor", "MergedEvents", "Stream", "Streams", "merged_events", "read_cursor", "write_cursor"]
@@ -35,8 +36,9 @@ FIRST: Final = 100
 """Events that a stream begins with."""
 PAUSE: Final = 0.5
 """Seconds after which the workers are asked again."""
-QUIET: Final = 15.0
-"""Seconds without a word after which a stream says that it is still there."""
+QUIET: Final = 2.0
+"""Seconds without a word after which a stream says that it is still there. Whoever has left is noticed by that, and keeps a
+place until then."""
 LONGEST: Final = 900.0
 """Seconds after which a stream ends: whoever comes back is looked at again."""
 MOST_STREAMS: Final = 16
@@ -134,6 +136,7 @@ class Streams:
             take_snapshot=self._take_snapshot,
             parts=self._parts,
             ends=self._ends,
+            session=visitor().session,
             clock=self._clock,
         )
         # A proxy that collects the answer before it passes it on would keep every event back.
@@ -163,7 +166,8 @@ class Streams:
 
 @dataclass
 class Stream:
-    """One stream: events of `wanted` kinds after `known`, and a snapshot every so many seconds (None: none)."""
+    """One stream: events of `wanted` kinds after `known`, and a snapshot every so many seconds (None: none). It goes on no
+    longer than the `session` that let its reader in (None: the token did)."""
 
     application: Application
     wanted: Mapping[str, str]
@@ -172,6 +176,7 @@ class Stream:
     take_snapshot: Callable[[Answers], dict[str, Any]]
     parts: tuple[str, ...]
     ends: Callable[[], bool]
+    session: Session | None
     clock: Clock
     _audited: list[Any] | None = field(default=None, init=False)
 
@@ -181,6 +186,9 @@ class Stream:
         shown_at: float | None = None
         yield f"retry: {RETRY}\n\n"
         while True:
+            if not self._may_go_on():
+                yield _written("end", {"reason": "the session is over"})
+                return
             now = self.clock.seconds()
             shows = self.every is not None and (shown_at is None or now - shown_at >= self.every - PAUSE / 10)
             if shows:
@@ -197,6 +205,10 @@ class Stream:
                 yield _written("end", {"reason": reason})
                 return
             self.clock.sleep(PAUSE)
+
+    def _may_go_on(self) -> bool:
+        sessions = self.application.sessions
+        return self.session is None or (sessions is not None and sessions.holds(self.session, epoch_seconds()))
 
     def _reason_to_end(self, age: float) -> str:
         if self.ends() or self.application.is_closed:
@@ -246,8 +258,8 @@ def _list(wanted: Mapping[str, str]) -> Response:
 
 def _limit() -> int:
     said = request.args.get("limit", str(MOST_EVENTS))
-    if not said.isdecimal() or not 1 <= int(said[:9]) <= MOST_EVENTS:
-        abort(400, description=f"limit={said}: a whole number from 1 to {MOST_EVENTS}")
+    if not said.isdecimal() or len(said) > 9 or not 1 <= int(said) <= MOST_EVENTS:
+        abort(400, description=f"limit={said[:20]}: a whole number from 1 to {MOST_EVENTS}")
     return int(said)
 
 

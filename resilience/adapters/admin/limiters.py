@@ -123,8 +123,8 @@ def _carried_out(
 ) -> Response:
     answers = _ordered(limiter, action, order, **fields)
     executed = [worker for worker, answer in sorted(answers.by_worker.items()) if answer.get("executed")]
-    troubles = sorted({answer["trouble"] for answer in answers.by_worker.values() if "trouble" in answer})
-    refusals = sorted({answer["refusal"] for answer in answers.by_worker.values() if "refusal" in answer})
+    troubles = sorted({answer["trouble"] for answer in answers.by_worker.values() if answer.get("trouble")})
+    refusals = sorted({answer["refusal"] for answer in answers.by_worker.values() if answer.get("refusal")})
     done = bool(executed) and not refusals
     record(
         action,
@@ -154,8 +154,13 @@ def _burst(value: Any) -> int | None:
 
 def _ordered(limiter: str, action: str, order: Order, **fields: Any) -> Answers:
     application = current_application()
+    executor = application.worker
     if limiter not in application.limiters():
-        abort(404, description=f"no limiter is named {limiter!r}: GET the list for the names")
+        # Limiters may be made as late as by the first call: whoever is to do it needs to have it.
+        having = by_name(application.peers.ask({"tell": ["limiters"]}), "limiters").get(limiter)
+        if having is None:
+            abort(404, description=f"no limiter is named {limiter!r}: GET the list for the names")
+        executor = having[0][0]
     return application.peers.ask(
         {
             "do": action,
@@ -163,7 +168,7 @@ def _ordered(limiter: str, action: str, order: Order, **fields: Any) -> Answers:
             "reason": order.reason,
             "author": visitor().author,
             "ttl": order.ttl,
-            "executor": application.worker.describe(),
+            "executor": executor.describe(),
             "tell": ["limiters"],
             **fields,
         }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, Final
 
 from flask import abort, g, request
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 from resilience.adapters.admin.access import Visitor
 from resilience.adapters.audit import AuditEntry, Outcome
@@ -15,11 +15,13 @@ from resilience.adapters.flask import current_application
 from resilience.adapters.peers import Answers, Worker
 from resilience.clock import epoch_seconds
 
-__all__ = ["Order", "by_name", "describe_workers", "read_order", "record", "visitor"]
+__all__ = ["Order", "by_name", "describe_workers", "read_json", "read_order", "record", "visitor"]
 
 LONGEST_REASON: Final = 500
 LONGEST_TTL: Final = 2_592_000
 """Seconds for which something may hold that was ordered for a time: 30 days."""
+
+_NO_JSON: Final = "Failed to decode JSON object: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ def read_order(*, takes_ttl: bool = False, needs_ttl: bool = False, others: Coll
     where it is not one, or says what this order does not take."""
     body: Any = {}
     if request.content_length or request.headers.get("Transfer-Encoding"):
-        body = request.get_json()
+        body = read_json()
     if not isinstance(body, dict):
         abort(400, description='the body is a JSON object such as {"reason": "backend is being replaced"}')
     taken = ["reason", *(["ttl"] if takes_ttl else []), *others]
@@ -49,6 +51,20 @@ def read_order(*, takes_ttl: bool = False, needs_ttl: bool = False, others: Coll
     if ttl is not None and not _is_ttl(ttl):
         abort(400, description=f"ttl: a number of seconds above 0, at most {LONGEST_TTL:,} (30 days)")
     return Order(_reason(body.get("reason", "")), ttl, body)
+
+
+def read_json() -> Any:
+    """What the body of the current request says. Answers 400 where it is no JSON, or JSON that nobody means."""
+    try:
+        return request.get_json()
+    except RecursionError:
+        abort(400, description="the body is JSON within JSON, too deep to be read")
+    except (UnsupportedMediaType, RequestEntityTooLarge):
+        raise  # nothing of it was read
+    except BadRequest as error:
+        # Flask keeps what is wrong with it for those who debug.
+        cause = error.__cause__ if isinstance(error.__cause__, BadRequest) else error
+        abort(400, description=f"the body is no JSON: {(cause.description or '').removeprefix(_NO_JSON)}")
 
 
 def visitor() -> Visitor:
@@ -103,7 +119,7 @@ def by_name(answers: Answers, part: str) -> dict[str, list[tuple[Worker, Mapping
 
 def _is_ttl(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and isfinite(value) and 0 < value <= LONGEST_TTL
+    return is_number and 0 < value <= LONGEST_TTL  # which is not true of "nan"
 
 
 def _reason(value: Any) -> str:

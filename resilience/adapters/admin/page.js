@@ -14,6 +14,8 @@ const LINES = 200; // lines of a kind on the page: calls, changes, audit entries
 const CALLS = new Set(["ERROR", "IGNORED_ERROR", "SLOW_CALL", "NOT_PERMITTED", "REFUSED"]); // what there may be many of
 const TOGETHER = 5; // seconds within which the same change in several workers is one
 const SEEN = 2_000; // ids of events that are remembered
+const DRAWN = 200; // circuits, and limiters, in the document at a time: thousands would hold the browser up at every look
+const NAMED = 6; // circuits that are named in one sentence
 
 const CALM = new Set(["closed"]);
 
@@ -135,6 +137,8 @@ class History {
     this.kinds = kinds;
     this.slots = Array.from({ length: SLOTS + LATE + 1 }, () => this.empty(-1));
     this.last = null;
+    this.latest = -Infinity; // the second of the latest call
+    this.drawn = { second: null, quiet: false, peak: 0 };
   }
 
   empty(second) {
@@ -148,8 +152,9 @@ class History {
   }
 
   add(counters, now) {
-    if (this.last && now > this.last.now) {
+    if (this.last && now > this.last.now && this.kinds.some((kind) => counters[kind] > this.last.counters[kind])) {
       const { now: then, counters: before } = this.last;
+      this.latest = Math.floor(now / 1_000);
       for (let second = Math.floor(Math.max(then, now - SLOTS * 1_000) / 1_000); second * 1_000 < now; second++) {
         const share = (Math.min(now, (second + 1) * 1_000) - Math.max(then, second * 1_000)) / (now - then);
         const slot = this.slot(second);
@@ -159,8 +164,17 @@ class History {
     this.last = { now, counters: { ...counters } };
   }
 
+  // Once a second at most, and not again and again where there is nothing.
   draw(svg, now) {
     const present = Math.floor(now / 1_000) - LATE;
+    const quiet = this.latest <= present - SLOTS;
+    if (this.drawn.second !== present && !(quiet && this.drawn.quiet)) {
+      this.drawn = { second: present, quiet, peak: this.redraw(svg, present) };
+    }
+    return this.drawn.peak;
+  }
+
+  redraw(svg, present) {
     const seconds = Array.from({ length: SLOTS }, (_, age) => {
       const slot = present - age < 0 ? this.empty(-1) : this.slots[(present - age) % this.slots.length];
       return slot.second === present - age ? slot : this.empty(-1);
@@ -186,13 +200,42 @@ class History {
 
 // -- circuits -------------------------------------------------------------------------------------------------------------
 
-class CircuitCard {
-  constructor(name) {
+let numbered = 0; // a name may have spaces, which end an id where one is referred to
+
+// What is listed by its name. Its element is made when it is drawn for the first time.
+class Listed {
+  constructor(name, kinds) {
     this.name = name;
-    this.history = new History(["succeeded", "failed", "refused"]);
-    this.element = find("circuit-template").content.firstElementChild.cloneNode(true);
-    this.element.id = `circuit-${name}`;
-    const parts = (selector) => this.element.querySelector(selector);
+    this.history = new History(kinds);
+    this.made = null;
+  }
+
+  get element() {
+    if (!this.made) this.make();
+    return this.made;
+  }
+
+  // Whoever works with it does not lose it.
+  get isInUse() {
+    const is = (element) => Boolean(element) && this.made.contains(element);
+    return Boolean(this.made) && (is(document.activeElement) || is(this.made.querySelector("details[open]")) || (find("order").open && is(order.from)));
+  }
+}
+
+class CircuitCard extends Listed {
+  constructor(name) {
+    super(name, ["succeeded", "failed", "refused"]);
+  }
+
+  get comesFirst() {
+    return !CALM.has(this.circuit.state);
+  }
+
+  make() {
+    const { name } = this;
+    this.made = find("circuit-template").content.firstElementChild.cloneNode(true);
+    this.made.id = `circuit-${++numbered}`;
+    const parts = (selector) => this.made.querySelector(selector);
     this.state = parts(".state");
     this.use = parts("use");
     this.word = parts(".word");
@@ -205,12 +248,12 @@ class CircuitCard {
     this.detail = parts(".detail");
     const title = parts(".name");
     title.textContent = name;
-    title.id = `circuit-name-${name}`;
-    this.element.setAttribute("aria-labelledby", title.id);
+    title.id = `circuit-name-${numbered}`;
+    this.made.setAttribute("aria-labelledby", title.id);
     parts(".actions").setAttribute("aria-label", `Move ${name}`);
     this.detail.setAttribute("aria-label", `Workers and settings of ${name}`);
     parts("summary").setAttribute("aria-label", `Workers and settings of ${name}`);
-    for (const button of this.element.querySelectorAll("[data-order]")) {
+    for (const button of this.made.querySelectorAll("[data-order]")) {
       button.setAttribute("aria-label", `${button.textContent} ${name}`);
       button.addEventListener("click", () => openOrder(button.dataset.order, name, button));
     }
@@ -222,6 +265,12 @@ class CircuitCard {
     this.circuit = circuit;
     this.at = now;
     this.history.add({ ...circuit.calls, refused: circuit.calls.not_permitted }, now);
+    if (before && before.state !== circuit.state) return `${this.name} is ${circuit.state}${circuit.cause ? `: ${circuit.cause}` : ""}`;
+    return "";
+  }
+
+  show(now) {
+    const { circuit } = this;
     attribute(this.element, "data-state", circuit.state);
     attribute(this.state, "data-state", circuit.state);
     attribute(this.use, "href", `#sign-${circuit.state}`);
@@ -232,8 +281,6 @@ class CircuitCard {
     say(this.figures.slow, rate(circuit.slow_call_rate, circuit.settings.slow_call_rate));
     say(this.figures.refused, count(circuit.calls.not_permitted));
     this.tick(now);
-    if (before && before.state !== circuit.state) return `${this.name} is ${circuit.state}${circuit.cause ? `: ${circuit.cause}` : ""}`;
-    return "";
   }
 
   sentence() {
@@ -312,12 +359,19 @@ function table(label, columns, rows) {
 
 // -- rate limits ----------------------------------------------------------------------------------------------------------
 
-class LimiterRow {
+class LimiterRow extends Listed {
   constructor(name) {
-    this.name = name;
-    this.history = new History(["succeeded", "refused"]);
-    this.element = find("limiter-template").content.firstElementChild.cloneNode(true);
-    const parts = (selector) => this.element.querySelector(selector);
+    super(name, ["succeeded", "refused"]);
+  }
+
+  get comesFirst() {
+    return Boolean(this.limiter.override);
+  }
+
+  make() {
+    const { name } = this;
+    this.made = find("limiter-template").content.firstElementChild.cloneNode(true);
+    const parts = (selector) => this.made.querySelector(selector);
     this.inForce = parts(".in-force");
     this.override = parts(".override");
     this.spark = parts(".spark");
@@ -326,7 +380,7 @@ class LimiterRow {
     this.restore = parts("[data-order=restore]");
     parts(".name").textContent = name;
     parts(".actions").setAttribute("aria-label", `Change ${name}`);
-    for (const button of this.element.querySelectorAll("[data-order]")) {
+    for (const button of this.made.querySelectorAll("[data-order]")) {
       button.setAttribute("aria-label", `${button.textContent} ${button.dataset.order === "fill" ? "of " : ""}${name}`);
       button.addEventListener("click", () => openOrder(button.dataset.order, name, button));
     }
@@ -336,6 +390,10 @@ class LimiterRow {
     this.limiter = limiter;
     this.at = now;
     this.history.add({ succeeded: limiter.allowed, refused: limiter.denied + limiter.shadow_denied }, now);
+  }
+
+  show(now) {
+    const { limiter } = this;
     say(this.inForce, limiter.limits.join(", "));
     say(this.numbers.allowed, count(limiter.allowed));
     say(this.numbers.denied, count(limiter.denied) + (limiter.shadow_denied ? ` (+${count(limiter.shadow_denied)} in shadow)` : ""));
@@ -372,30 +430,54 @@ class LimiterRow {
 
 const cards = new Map();
 const rows = new Map();
+const drawn = { circuits: [], limiters: [] }; // those of them that are in the document
 
-// Elements in the order of their names, touching the document only where that has changed.
-function arrange(list, views, names, make) {
-  for (const [name, view] of views) {
-    if (names.has(name)) continue;
-    view.element.remove();
-    views.delete(name);
-  }
+function renew(views, names, make) {
+  for (const name of [...views.keys()].filter((name) => !names.has(name))) views.delete(name);
+  for (const name of names) if (!views.has(name)) views.set(name, make(name));
+}
+
+// Where there are too many: those in use, then those that come first, then by name.
+function choose(views) {
+  const byName = (one, other) => (one.name < other.name ? -1 : 1);
+  views.sort(byName);
+  if (views.length <= DRAWN) return views;
+  const rank = new Map(views.map((view) => [view, view.isInUse ? 0 : view.comesFirst ? 1 : 2]));
+  return views.sort((one, other) => rank.get(one) - rank.get(other)).slice(0, DRAWN).sort(byName);
+}
+
+// Elements in that order, touching the document only where it has changed.
+function arrange(list, views) {
+  const wanted = new Set(views.map((view) => view.element));
+  for (const element of [...list.children]) if (!wanted.has(element)) element.remove();
   let place = list.firstElementChild;
-  for (const name of [...names].sort()) {
-    if (!views.has(name)) views.set(name, make(name));
-    const { element } = views.get(name);
+  for (const element of wanted) {
     if (element === place) place = place.nextElementSibling;
     else list.insertBefore(element, place);
   }
 }
 
+function draw(kind, views, is, first) {
+  const found = [...views.values()].filter(is);
+  const chosen = choose(found);
+  drawn[kind] = chosen;
+  arrange(find(`${kind.slice(0, -1)}-list`), chosen);
+  const now = performance.now();
+  for (const view of chosen) view.show(now);
+  let note = "";
+  if (chosen.length < found.length) note = `${count(chosen.length)} of ${count(found.length)} are shown here, ${first} first. A part of its name finds any other.`;
+  else if (!found.length && views.size) note = `None of ${count(views.size)} is like that.`;
+  say(find(`${kind}-note`), note);
+}
+
 function showSnapshot(snapshot) {
   const now = performance.now();
   const { circuits, limiters, workers } = snapshot;
-  arrange(find("circuit-list"), cards, new Set(circuits.map((each) => each.name)), (name) => new CircuitCard(name));
+  renew(cards, new Set(circuits.map((each) => each.name)), (name) => new CircuitCard(name));
   const moved = circuits.map((circuit) => cards.get(circuit.name).update(circuit, now)).filter(Boolean);
+  if (moved.length > NAMED) moved.splice(NAMED, moved.length, `${moved.length - NAMED} more have moved`);
   if (moved.length) announce(moved.join(". "));
-  arrange(find("limiter-list"), rows, new Set(limiters.map((each) => each.name)), (name) => new LimiterRow(name));
+  renew(rows, new Set(limiters.map((each) => each.name)), (name) => new LimiterRow(name));
   for (const limiter of limiters) rows.get(limiter.name).update(limiter, now);
   shown(find("no-circuits"), circuits.length === 0);
   summarize(circuits);
@@ -410,7 +492,9 @@ function showSnapshot(snapshot) {
 function summarize(circuits) {
   const not = circuits.filter((circuit) => !CALM.has(circuit.state));
   const rest = circuits.length - not.length;
-  say(find("circuits-summary"), [...not.map((circuit) => `${circuit.name}: ${circuit.state}`).slice(0, 6), `${rest} closed`].join(", "));
+  const named = not.slice(0, NAMED).map((circuit) => `${circuit.name}: ${circuit.state}`);
+  if (not.length > NAMED) named.push(`${count(not.length - NAMED)} more not closed`);
+  say(find("circuits-summary"), [...named, `${count(rest)} closed`].join(", "));
   document.title = not.length ? `(${not.length} not closed) Circuits and limits` : "Circuits and limits";
 }
 
@@ -432,11 +516,14 @@ function showTroubles({ storage, state, workers }) {
 }
 
 function filter() {
-  const part = find("filter").value.trim().toLowerCase();
+  const contains = (id) => {
+    const part = find(id).value.trim().toLowerCase();
+    return (view) => view.name.toLowerCase().includes(part);
+  };
+  const [isCircuit, isLimiter] = [contains("filter"), contains("limiter-filter")];
   const only = find("only-moved").checked;
-  for (const card of cards.values()) {
-    shown(card.element, card.name.toLowerCase().includes(part) && !(only && CALM.has(card.circuit.state)));
-  }
+  draw("circuits", cards, (card) => isCircuit(card) && !(only && CALM.has(card.circuit.state)), "those that are not closed");
+  draw("limiters", rows, isLimiter, "those with other limits for a time");
 }
 
 // -- events and audit -------------------------------------------------------------------------------------------------------
@@ -477,10 +564,16 @@ function joinsLine(list, event) {
     if (line.dataset.change !== change || apart > TOGETHER || line.workers.has(workerName(event.worker))) continue;
     line.workers.add(workerName(event.worker));
     say(line.querySelector(".where"), [...line.workers].join(", "));
+    if (event.author && !line.author) {
+      line.author = event.author; // only who was asked to knows who asked
+      say(line.said, ` ${sentenceOf(event)} `);
+    }
     return true;
   }
   return false;
 }
+
+const sentenceOf = (event) => (SENTENCES[event.type] || (() => event.type))(event);
 
 // The newest comes first; those of other workers may arrive a little late.
 function insertEvent(event) {
@@ -495,8 +588,9 @@ function insertEvent(event) {
   line.dataset.about = CALLS.has(event.type) ? "call" : "change";
   const text = made("div");
   const name = made("strong", event.policy);
-  const sentence = (SENTENCES[event.type] || (() => event.type))(event);
-  const what = made("span", ` ${sentence} `);
+  const what = made("span", ` ${sentenceOf(event)} `);
+  line.said = what;
+  line.author = event.author;
   if (event.type === "STATE_TRANSITION") {
     what.className = "tint";
     what.dataset.state = event.new;
@@ -531,7 +625,7 @@ function showAudit(entries) {
     line.append(clockTime(entry.at), text);
     return line;
   });
-  find("audit-list").replaceChildren(...(lines.length ? lines : [made("li", "Nobody has changed anything yet.", "empty")]));
+  find("audit-list").replaceChildren(...(lines.length ? lines : [made("li", "Nobody has changed anything since these workers began.", "empty")]));
 }
 
 // -- live -------------------------------------------------------------------------------------------------------------------
@@ -615,13 +709,12 @@ async function poll() {
 setInterval(() => {
   const now = performance.now();
   if (document.hidden || find("board").hidden) return;
-  for (const card of cards.values()) card.tick(now);
-  for (const row of rows.values()) row.tick(now);
+  for (const view of [...drawn.circuits, ...drawn.limiters]) view.tick(now);
 }, 250);
 
 setInterval(() => {
   if (document.hidden) return;
-  for (const card of cards.values()) card.showDetail();
+  for (const card of drawn.circuits) card.showDetail();
 }, 2_000);
 
 // -- orders -----------------------------------------------------------------------------------------------------------------
@@ -827,6 +920,7 @@ find("theme").addEventListener("change", chooseTheme);
 find("sign-in-form").addEventListener("submit", signIn);
 find("leave").addEventListener("click", signOut);
 find("filter").addEventListener("input", filter);
+find("limiter-filter").addEventListener("input", filter);
 find("only-moved").addEventListener("change", filter);
 find("event-kind").addEventListener("change", () => find("event-list").querySelectorAll("[data-kind]").forEach(hideByChoice));
 find("pause").addEventListener("click", () => {
@@ -839,5 +933,5 @@ find("order-form").addEventListener("submit", sendOrder);
 find("order-cancel").addEventListener("click", () => find("order").close());
 find("order-time").addEventListener("change", showSeconds);
 find("order").addEventListener("close", () => order?.from.focus());
-find("event-list").append(made("li", "Nothing has happened yet.", "empty"));
+find("event-list").append(made("li", "Nothing has happened since these workers began.", "empty"));
 begin();

@@ -64,7 +64,7 @@ def shown(value: Any) -> Any:
 
 def _options(application: Application) -> Iterator[tuple[str, dict[str, Any]]]:
     options: Options = application.options
-    for name in Options.__dataclass_fields__:
+    for name, origin in application.origins.items():
         value = getattr(options, name)
         if name in _SECRET:
             value = None if not value else "set"
@@ -72,16 +72,16 @@ def _options(application: Application) -> Iterator[tuple[str, dict[str, Any]]]:
             value = application.storage.uri
         elif name == "state_uri":
             value = application.state.uri
-        yield name, {"value": shown(value), "origin": application.origins[name], "key": PREFIX + name.upper()}
+        elif name == "peer_directory":
+            value = application.siblings.directory  # worked out where none was given
+        key = application.keys.get(name) or PREFIX + name.upper()
+        yield name, {"value": shown(value), "origin": origin, "key": key}
 
 
 def _circuit(application: Application, circuit: Any) -> dict[str, Any]:
     report = circuit_report(circuit)
     uri, origins = report["uri"], report["origins"]
-    settings = {
-        name: {"value": shown(value), "origin": "code" if origins[name] == "given" else "default"}
-        for name, value in report["settings"].items()
-    }
+    settings = {name: {"value": shown(value), "origin": origins[name]} for name, value in report["settings"].items()}
     origin = application.origins["state_uri"] if uri in (None, application.state.uri) else "code"
     return {**settings, "storage": {"value": uri, "origin": origin}}
 

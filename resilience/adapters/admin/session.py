@@ -8,16 +8,14 @@ from flask import Response, abort, jsonify, request
 
 from resilience.adapters.admin.access import (
     COOKIE,
+    REFUSED,
     author_of,
     checked_name,
-    give_attempt_back,
     is_same_origin,
     is_there,
-    take_attempt,
-    token_is_right,
     unauthorized,
 )
-from resilience.adapters.admin.orders import record, visitor
+from resilience.adapters.admin.orders import read_json, record, visitor
 from resilience.adapters.flask import current_application
 from resilience.adapters.sessions import LIFETIME, Session
 from resilience.clock import epoch_seconds
@@ -30,18 +28,16 @@ def login() -> Response:
     application = is_there()
     if not is_same_origin(unless_said=True):
         abort(403, description="the request comes from a page of another origin")
-    body = request.get_json()
+    body = read_json()
     token = body.get("token") if isinstance(body, dict) else None
     if not isinstance(token, str):
         abort(400, description='the body is a JSON object: {"token": "<admin token>"}, and "name" if you like')
     name = checked_name(body.get("name", ""))
-    # Taken before the token is looked at: guesses side by side are as few as one after the other.
-    take_attempt(application)
-    if not token_is_right(application, token):
+    assert application.attempts is not None  # there is a token
+    assert application.sessions is not None
+    if not application.attempts.is_right(token, request.remote_addr):
         record("login", "admin", outcome="refused", author=author_of(name or "somebody"), detail="wrong token")
-        raise unauthorized("this is not the admin token")
-    give_attempt_back(application)
-    assert application.sessions is not None  # there is a token
+        raise unauthorized(REFUSED)
     text, session = application.sessions.begin(name, epoch_seconds())
     record("login", "admin", author=author_of(name or "page"))
     response = jsonify(_described(session))
@@ -60,11 +56,14 @@ def show_session() -> Response:
 
 
 def logout() -> Response:
-    """End the session of the current request, in every worker that can be reached. Without one nothing happens."""
-    session = visitor().session
-    if session is not None:
-        answers = current_application().peers.ask({"do": "end session", "session": session.id, "tell": []})
-        record("logout", "admin", unreached=answers.unreached)
+    """End the session of the current request: in every worker that can be reached, and, where the state is shared, in all that
+    begin later. Without one nothing happens."""
+    application, session = current_application(), visitor().session
+    if session is not None and application.sessions is not None:
+        is_kept = application.sessions.keep_ended(session, epoch_seconds())
+        answers = application.peers.ask({"do": "end session", "session": session.id, "tell": []})
+        detail = "" if is_kept or application.reach == "process" else "not kept for workers that begin later"
+        record("logout", "admin", detail=detail, unreached=answers.unreached)
     response = jsonify({})
     response.delete_cookie(COOKIE, path=_path(), secure=request.is_secure, httponly=True, samesite="Strict")
     return response

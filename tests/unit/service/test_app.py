@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 import flask
 import pytest
 
+from resilience import open_storage
+from resilience.storage.state_address import open_state_storage
+from service import wiring
 from service.app import Service, create_app
 from service.lifecycle import Lifecycle
 from service.routes.access import public
-from service.settings import SettingsError
+from service.settings import Settings, SettingsError
 from service.wiring import build_parts
 from tests.support.database import settings_for
 from tests.support.edge import serve
@@ -72,6 +75,76 @@ def test_metrics_are_on_the_admin_listener_for_whoever_has_the_token(tmp_path: P
     assert b"longconn_requests_total" in answers[0].data
     assert b'resilience_limit_decisions_total{limiter="login",outcome="denied",' in answers[0].data
     assert 404 == client.get("/metrics", headers=headers).status_code
+
+
+def test_wrong_tokens_for_the_metrics_run_out_with_those_for_the_admin_endpoint(
+    tmp_path: Path, lifecycle: Lifecycle
+) -> None:
+    client = create(tmp_path, lifecycle, resilience_admin_token=ADMIN_TOKEN).test_client()
+
+    def statuses(path: str, token: str, count: int) -> list[int]:
+        headers = {"Authorization": f"Bearer {token}"}
+        answers = [client.get(path, headers=headers, environ_overrides={"SERVER_PORT": "8001"}) for _ in range(count)]
+        return [answer.status_code for answer in answers]
+
+    assert [401] * 3 == statuses("/metrics", "guess", 3)
+    assert [401] * 2 + [429] == statuses("/admin/circuits", "guess", 3)
+    assert [429, 429] == statuses("/metrics", "guess", 1) + statuses("/metrics", ADMIN_TOKEN, 1)
+
+
+def test_the_admin_endpoint_tells_what_the_service_has_read(
+    tmp_path: Path, lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {
+        "TOKEN_SECRET": "a-secret-of-tests-that-is-long-enough-to-sign",
+        "RESILIENCE_ADMIN_TOKEN": ADMIN_TOKEN,
+        "DATABASE_URL": f"sqlite:///{tmp_path / 'service.db'}",
+        "RESILIENCE_STATE_TIMEOUT": "0.4",
+        "TRUSTED_PROXIES": "2",
+    }
+    (tmp_path / "development.yaml").write_text(
+        "resilience_storage_uri: memory://\nresilience_state_uri: memory://\nresilience_storage_timeout: 0.3\n"
+        "resilience_storage_namespace: mine\n"
+    )
+    monkeypatch.setenv("RESILIENCE_TRUSTED_PROXIES", "3")  # not a setting of the service: nobody reads it
+    settings = Settings.load(environ, tmp_path)
+    client = create_app(settings, build_parts(settings, lifecycle=lifecycle)).test_client()
+    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    answer = client.get("/admin/policies", headers=headers, environ_overrides={"SERVER_PORT": "8001"}).get_json()
+    told = {name: (each["value"], each["origin"], each["key"]) for name, each in answer["options"].items()}
+    assert ("memory://", "config", "RESILIENCE_STORAGE_URI") == told["storage_uri"]
+    assert (0.3, "config", "RESILIENCE_STORAGE_TIMEOUT") == told["storage_timeout"]
+    assert ("mine", "config", "RESILIENCE_STORAGE_NAMESPACE") == told["storage_namespace"]
+    assert (0.4, "environment", "RESILIENCE_STATE_TIMEOUT") == told["state_timeout"]
+    assert ("local", "default", "RESILIENCE_ON_STORE_FAILURE") == told["on_store_failure"]
+    assert (2, "environment", "TRUSTED_PROXIES") == told["trusted_proxies"]
+    assert ("set", "environment", "RESILIENCE_ADMIN_TOKEN") == told["admin_token"]
+
+
+def test_the_storages_wait_as_long_and_are_named_as_the_settings_say(
+    tmp_path: Path, lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[float, str]] = []
+
+    def watching(open_it: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(uri: str, **options: Any) -> Any:
+            opened.append((options["timeout"], options["namespace"]))
+            return open_it(uri, **options)
+
+        return watched
+
+    monkeypatch.setattr(wiring, "open_storage", watching(open_storage))
+    monkeypatch.setattr(wiring, "open_state_storage", watching(open_state_storage))
+    settings = settings_for(
+        f"sqlite:///{tmp_path / 'service.db'}",
+        resilience_storage_uri="redis://127.0.0.1:1/0",
+        resilience_state_uri="redis://127.0.0.1:1/0",
+        resilience_storage_timeout=0.3,
+        resilience_state_timeout=0.4,
+        resilience_storage_namespace="mine",
+    )
+    build_parts(settings, lifecycle=lifecycle)
+    assert [(0.3, "mine"), (0.4, "mine")] == opened
 
 
 def test_metrics_stay_off_the_public_listener_without_the_middleware_too(tmp_path: Path, lifecycle: Lifecycle) -> None:

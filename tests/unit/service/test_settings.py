@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -347,6 +348,25 @@ def test_services_on_one_machine_count_their_limits_apart(folder: Path) -> None:
 )
 def test_every_database_that_is_accepted_can_be_read_by_what_opens_it(folder: Path, url: str) -> None:
     assert "postgresql" == make_url(load(folder, DATABASE_URL=url).database_url).drivername
+
+
+def test_every_setting_tells_where_it_comes_from(folder: Path) -> None:
+    (folder / "rate_limit").write_text("7/second", encoding="utf-8")
+    (folder / "burst").write_text("8", encoding="utf-8")
+    with (folder / "development.yaml").open("a", encoding="utf-8") as yaml:
+        yaml.write("\nresilience_state_timeout: 0.1\nresilience_storage_timeout: 0.1\n")
+    settings = load(
+        folder, RESILIENCE_STORAGE_TIMEOUT="0.2", SECRETS_DIR=str(folder), RATE_LIMIT_BURST_FILE=str(folder / "burst")
+    )
+    assert ["config", "environment", "file", "file", "default"] == [
+        settings.origin(name)
+        for name in (
+            "resilience_state_timeout", "resilience_storage_timeout", "rate_limit", "rate_limit_burst", "log_level"
+        )
+    ]  # fmt: skip
+    assert settings == pickle.loads(pickle.dumps(settings)), "workers inherit it"
+    made = Settings(token_secret=SecretStr(SECRET), port=8010)
+    assert ["code", "default"] == [made.origin(name) for name in ("port", "log_level")]
 
 
 HIDDEN = some.text(some.characters(codec="utf-8", exclude_characters="\0\r\n:"), min_size=0, max_size=60).map(

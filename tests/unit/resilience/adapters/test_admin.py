@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from flask import Response
+from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from resilience import Decision, Limit, MemoryStorage, RateLimiter, StorageUnavailable
+from resilience import Decision, Limit, MemoryStorage, RateLimiter, StorageUnavailable, create_admin_blueprint
 from resilience.adapters.admin.circuits import merge_circuit
 from resilience.adapters.admin.limiters import merge_limiter, merge_state, merge_storage
-from resilience.adapters.peers import Answers, Worker
+from resilience.adapters.peers import Answers, Message, Worker
 from resilience.core.limiter import Charge, Refund
 from resilience.events import PROCESS_EVENTS
 from resilience.registry import PROCESS_REGISTRY
@@ -63,7 +63,9 @@ def test_the_workers_are_named_in_every_answer(call: Operated) -> None:
     ]
 
 
-def test_one_circuit_is_shown_worker_by_worker(call: Operated) -> None:
+def test_one_circuit_is_shown_worker_by_worker(call: Operated, monkeypatch: pytest.MonkeyPatch) -> None:
+    for reader in ("adapters.answering", "decorators.snapshot"):  # they read the time of day one after the other
+        monkeypatch.setattr(f"resilience.{reader}.epoch_seconds", lambda: 1_800_000_000.0)
     call.circuit.open()
     call.clock.advance(4)
     circuit = call("GET", "/admin/circuits/pay/ments").get_json()["circuit"]
@@ -113,6 +115,7 @@ def test_what_was_ordered_for_a_time_is_over_after_it(call: Operated) -> None:
         ("open", {"ttl": True}, "above 0"),
         ("open", {"ttl": "60"}, "above 0"),
         ("open", {"ttl": 2_592_001}, "above 0"),
+        ("open", {"ttl": 10**400}, "above 0"),
         ("half-open", {"ttl": 60}, "ttl: not taken here, only reason"),
         ("reset", {"ttl": 60}, "ttl: not taken here, only reason"),
         ("open", {"state": "closed"}, "state: not taken here, only reason, ttl"),
@@ -141,11 +144,77 @@ def test_an_order_that_is_no_json_is_refused(call: Operated) -> None:
 
 
 def test_reading_never_changes_anything(call: Operated) -> None:
-    assert 404 == call("GET", "/admin/circuits/pay/ments/open").status_code, "it reads as the name of another circuit"
+    for method in ("GET", "HEAD"):
+        assert 405 == call(method, "/admin/circuits/pay/ments/open").status_code
     assert 405 == call("PUT", "/admin/circuits/pay/ments/open").status_code
     assert 405 == call("GET", "/admin/logout").status_code
     assert "closed" == call.circuit.current_state
     assert [] == call("GET", "/admin/audit").get_json()["entries"]
+
+
+def test_an_order_that_is_read_says_how_it_is_given(call: Operated) -> None:
+    answer = call("GET", "/admin/circuits/pay/ments/open")
+    assert (405, "POST") == (answer.status_code, answer.headers["Allow"])
+    assert (
+        "no circuit is named 'pay/ments/open'; what moves one is POST .../pay/ments/open" in answer.get_json()["detail"]
+    )
+    call.application.registry.add_circuit(type(call.circuit)(name="all/open"))
+    assert "all/open" == call("GET", "/admin/circuits/all/open").get_json()["circuit"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "said"),
+    [
+        (
+            "POST",
+            "circuits/pay/ments/opne",
+            404,
+            "there is no order 'opne' for circuits: there is open, close, half-open",
+        ),
+        ("POST", "limiters/api/rest", 404, "there is no order 'rest' for limiters: there is reset, override, restore"),
+        ("PUT", "circuits/pay/ments/open", 405, "method is not allowed"),
+        ("GET", "nonsense", 404, "not found"),
+    ],
+)
+def test_what_leads_nowhere_is_told_as_a_problem_to_whoever_may_know(
+    call: Operated, method: str, path: str, status: int, said: str
+) -> None:
+    answer = call(method, f"/admin/{path}")
+    assert (status, "application/problem+json") == (answer.status_code, answer.content_type)
+    assert said in answer.get_json()["detail"]
+    assert "no-store" == answer.headers["Cache-Control"]
+    answer = call(method, f"/admin/{path}", token=None)
+    assert (401, "application/problem+json") == (answer.status_code, answer.content_type)
+
+
+def test_a_body_that_is_no_json_says_where(call: Operated) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    for debug in (False, True):
+        call.app.debug = debug
+        answer = call.client.post(
+            "/admin/circuits/pay/ments/open", data="{'", content_type="application/json", headers=headers
+        )
+        assert "the body is no JSON: Expecting property name" in answer.get_json()["detail"]
+
+
+def test_a_wrong_token_is_told_from_none(call: Operated) -> None:
+    said = [call("GET", "/admin/circuits", token=token).get_json()["detail"] for token in (None, "wrong")]
+    assert said[0].startswith("the admin endpoint needs 'Authorization: Bearer <admin token>'")
+    assert "this is not the admin token" == said[1]
+
+
+def test_the_endpoint_is_refused_by_an_application_without_the_library() -> None:
+    with pytest.raises(RuntimeError, match=r"call Resilience\(app\) before app.register_blueprint"):
+        Flask("bare").register_blueprint(create_admin_blueprint())
+
+
+def test_an_endpoint_without_a_token_says_once_that_it_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
+    call = Operated(admin_token=None)
+    assert [404, 404] == [call("GET", "/admin/circuits").status_code for _ in range(2)]
+    assert ["there is no admin endpoint without a token: set RESILIENCE_ADMIN_TOKEN"] == caplog.messages
+    caplog.clear()
+    Operated()
+    assert [] == caplog.messages
 
 
 def test_an_unknown_circuit_is_not_found(call: Operated) -> None:
@@ -271,15 +340,22 @@ def test_limits_of_the_application_are_listed_once_however_many_routes_there_are
 
 
 def test_the_storage_is_shown_with_who_decides() -> None:
-    class Gone(MemoryStorage):
-        def take(self, charges: Sequence[Charge]) -> Decision:
-            raise StorageUnavailable("gone")
+    class Going(MemoryStorage):
+        is_gone = False
 
-    storage = StandInStorage(Gone(), clock=FakeClock(), probing=False)
+        def take(self, charges: Sequence[Charge]) -> Decision:
+            if self.is_gone:
+                raise StorageUnavailable("gone")
+            return super().take(charges)
+
+    going = Going()
+    storage = StandInStorage(going, clock=FakeClock(), probing=False)
     call = Operated(storage=storage)
+    call("POST", "/admin/login", {"token": TOKEN}, token=None)  # a token would be counted in the storage
     assert ("primary", {"primary": 1}) == operator.itemgetter("mode", "modes")(
-        call("GET", "/admin/limiters").get_json()["storage"]
+        call("GET", "/admin/limiters", token=None).get_json()["storage"]
     )
+    going.is_gone = True
     for _ in range(3):
         storage.take([Charge("scope", "subject", Limit(1, 60), 1)])
     assert {
@@ -290,7 +366,7 @@ def test_the_storage_is_shown_with_who_decides() -> None:
         "failures": 1,
         "changes": 1,
         "decided_locally": 3,
-    } == call("GET", "/admin/limiters").get_json()["storage"]
+    } == call("GET", "/admin/limiters", token=None).get_json()["storage"]
 
 
 def test_a_storage_without_a_stand_in_always_decides_itself(call: Operated) -> None:
@@ -409,6 +485,28 @@ def test_an_override_that_makes_no_sense_is_refused(call: Operated, body: dict[s
     assert 400 == answer.status_code
     assert said in answer.get_json()["detail"]
     assert call("GET", "/admin/limiters").get_json()["limiters"][0]["override"] is None
+
+
+def test_an_order_for_a_limiter_of_another_worker_is_for_that_one_to_carry_out(call: Operated) -> None:
+    elsewhere = Worker("web-1", 4711)
+    told = {**call.limiter.snapshot(default_storage=call.application.storage)._asdict(), "name": "late"}
+    asked: list[Message] = []
+
+    class Siblings:
+        """Another worker, which alone has it."""
+
+        def ask(self, message: Message) -> Answers:
+            asked.append(message)
+            return Answers(
+                {elsewhere: {"limiters": [told], "executed": message.get("executor") == elsewhere.describe()}}, ()
+            )
+
+    call.application.peers = Siblings()  # type: ignore[assignment]
+    for action, body in (("override", {"limits": "1/second", "ttl": 9}), ("restore", {}), ("reset", {"key": "k"})):
+        answer = call("POST", f"/admin/limiters/late/{action}", body)
+        assert (200, "late") == (answer.status_code, answer.get_json()["limiter"]["name"])
+        assert [elsewhere.describe()] == answer.get_json()["executed"]
+    assert [None, "override", None, "restore", None, "reset"] == [message.get("do") for message in asked]
 
 
 def test_only_known_limiters_can_be_overridden(call: Operated) -> None:

@@ -24,10 +24,11 @@ from resilience.adapters.admin.events import (
 )
 from resilience.adapters.admin.limiters import PARTS
 from resilience.adapters.peers import Answers, Worker
+from resilience.clock import epoch_seconds
 from resilience.events import PROCESS_EVENTS
 from resilience.registry import PROCESS_REGISTRY
 from resilience.testing import FakeClock
-from tests.support.operating import Operated
+from tests.support.operating import TOKEN, Operated
 
 ONE, TWO, THREE = (Worker("web-1", pid) for pid in (1, 2, 3))
 
@@ -64,7 +65,7 @@ class Watching:
     def __init__(self, call: Operated, **more: Any) -> None:
         self.clock = FakeClock()
         self.ends = False
-        options: dict[str, Any] = {"wanted": {}, "known": None, "every": None, **more}
+        options: dict[str, Any] = {"wanted": {}, "known": None, "every": None, "session": None, **more}
         stream = Stream(
             call.application,
             take_snapshot=_take_snapshot,
@@ -119,7 +120,18 @@ def test_events_can_be_narrowed_down(call: Operated) -> None:
         assert kinds == [event["kind"] for event in call("GET", f"/admin/events?{query}").get_json()["events"]]
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "since=nonsense", "since=a=b", "since=web:1=-1"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=201",
+        "limit=x",
+        f"limit=000000001{'0' * 5_000}",
+        "since=nonsense",
+        "since=a=b",
+        "since=web:1=-1",
+    ],
+)
 def test_a_question_that_makes_no_sense_is_refused(call: Operated, query: str) -> None:
     assert 400 == call("GET", f"/admin/events?{query}").status_code
 
@@ -226,6 +238,29 @@ def test_a_quiet_stream_says_that_it_is_still_there(call: Operated) -> None:
     began = watching.clock.seconds()
     assert ": still here\n\n" == next(watching.lines)
     assert QUIET == watching.clock.seconds() - began
+
+
+def test_a_stream_ends_with_the_session_of_its_reader(call: Operated) -> None:
+    sessions = call.application.sessions
+    assert sessions is not None
+    _, session = sessions.begin("anna", epoch_seconds())
+    watching = Watching(call, session=session)
+    next(watching.lines)
+    next(watching.lines)  # the cursor
+    sessions.end(session.id, epoch_seconds())
+    call.circuit.open()
+    assert [("end", {"reason": "the session is over"})] == [
+        (told.event, told.data) for told in read(list(watching.lines))
+    ]
+
+
+def test_the_stream_of_a_browser_ends_with_its_session(call: Operated) -> None:
+    said = call("POST", "/admin/login", {"token": TOKEN}, token=None).headers["Set-Cookie"]
+    stream = call("GET", "/admin/events", token=None, headers={"Accept": "text/event-stream"}, buffered=False)
+    sessions = call.application.sessions
+    assert sessions is not None
+    sessions.end(said.partition("=")[2].partition(".")[0], epoch_seconds())
+    assert "the session is over" in stream.get_data(as_text=True)
 
 
 def test_a_stream_ends_when_its_worker_stops(call: Operated) -> None:

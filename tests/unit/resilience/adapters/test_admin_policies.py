@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from resilience import CircuitBreaker, Limit, MemoryStorage, RateLimiter
+from resilience import CircuitBreaker, Limit, MemoryStorage, RateLimiter, circuit_breaker
 from resilience.adapters.admin.policies import shown
+from resilience.adapters.options import Options, Source
 from resilience.registry import PROCESS_REGISTRY
+from resilience.storage.state_memory import MemoryStateStorage
 from tests.support.operating import TOKEN, Operated
 
 
@@ -42,6 +44,23 @@ def test_a_storage_that_was_given_as_an_object_was_said_in_code() -> None:
     assert ("memory://", "default") == (options["state_uri"]["value"], options["state_uri"]["origin"])
 
 
+def test_what_a_given_storage_does_not_ask_for_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STORAGE_TIMEOUT", "STATE_TIMEOUT"):
+        monkeypatch.setenv(f"RESILIENCE_{name}", "0.4")
+    silent = {"storage_timeout", "on_store_failure", "workers"}
+    assert silent == Options.__dataclass_fields__.keys() - policies(Operated())["options"].keys()
+    both = policies(Operated(state=MemoryStateStorage()))["options"]
+    assert {*silent, "state_timeout", "storage_namespace"} == Options.__dataclass_fields__.keys() - both.keys()
+
+
+def test_what_an_application_has_read_by_itself_is_told_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESILIENCE_STORAGE_TIMEOUT", "0.4")
+    sources = {"storage_timeout": Source("config", "LIMITS_TIMEOUT"), "storage_uri": Source("file", "LIMITS")}
+    options = policies(Operated(sources=sources, storage_timeout=0.2))["options"]
+    assert {"value": 0.2, "origin": "config", "key": "LIMITS_TIMEOUT"} == options["storage_timeout"]
+    assert {"value": "memory://", "origin": "file", "key": "LIMITS"} == options["storage_uri"]
+
+
 def test_the_token_is_not_told() -> None:
     call = Operated()
     assert "set" == policies(call)["options"]["admin_token"]["value"]
@@ -56,6 +75,16 @@ def test_every_setting_of_a_circuit_tells_whether_it_was_given() -> None:
     assert {"value": 1, "origin": "default"} == found["pay/ments"]["success_threshold"]
     assert {"value": None, "origin": "default"} == found["pay/ments"]["storage"]
     assert {"value": 0.5, "origin": "code"} == found["rates"]["failure_rate"]
+
+
+def test_what_the_decorator_begins_with_is_a_default_and_the_words_are_those_of_the_snapshot() -> None:
+    circuit = circuit_breaker("begun", fail_max=2)(str).circuit  # type: ignore[attr-defined]
+    found = policies(Operated())["circuits"]["begun"]
+    PROCESS_REGISTRY.clear()
+    assert {"value": 2.0, "origin": "default"} == found["open_time_growth"]
+    assert {name: (each.value, each.origin) for name, each in circuit.snapshot().policy.items()} == {
+        name: (each["value"], each["origin"]) for name, each in found.items() if name != "storage"
+    }
 
 
 def test_every_argument_of_a_limiter_is_told() -> None:

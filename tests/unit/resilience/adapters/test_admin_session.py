@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -65,7 +67,12 @@ def test_with_the_cookie_a_change_needs_the_word_of_the_page(call: Operated) -> 
     ("headers", "status"),
     [
         ({"Origin": "http://localhost"}, 200),
-        ({"Origin": "https://LOCALHOST"}, 200),
+        ({"Origin": "HTTP://LOCALHOST"}, 200),
+        ({"Origin": "https://localhost", "Sec-Fetch-Site": "same-origin"}, 200),  # a proxy ends TLS
+        ({"Origin": "https://localhost"}, 403),
+        ({"Origin": "http://localhost", "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://localhost", "Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
         ({}, 403),
         ({"Origin": "null"}, 403),
@@ -90,6 +97,19 @@ def test_the_token_needs_no_word_of_a_page_and_goes_before_a_cookie(call: Operat
     assert "bert (127.0.0.1)" == call.circuit.snapshot().author
     assert 401 == call("GET", "/admin/circuits", token="wrong").status_code
     assert 400 == call("GET", "/admin/circuits", headers={"X-Resilience-Author": "b" * 65}).status_code
+
+
+@pytest.mark.parametrize("said", ["UTF-8''J%C3%BCrgen%20%E2%9C%93", "utf-8''J%c3%bcrgen ✓", "Jürgen ✓"])
+def test_a_name_beyond_ascii_may_be_percent_encoded_or_utf_8(call: Operated, said: str) -> None:
+    headers = {"X-Resilience-Author": said.encode().decode("latin-1")}  # as WSGI has it
+    assert 200 == call("POST", OPEN, {}, headers=headers).status_code
+    assert "Jürgen ✓ (127.0.0.1)" == call.circuit.snapshot().author
+
+
+@pytest.mark.parametrize("said", ["UTF-8''J%FCrgen", "J\xfcrgen", "UTF-8''a%0Ab"])
+def test_a_name_that_is_no_text_is_refused(call: Operated, said: str) -> None:
+    assert 400 == call("POST", OPEN, {}, headers={"X-Resilience-Author": said}).status_code
+    assert "closed" == call.circuit.current_state
 
 
 def test_another_site_cannot_log_a_browser_in(call: Operated) -> None:
@@ -138,11 +158,44 @@ def test_after_five_wrong_tokens_an_address_waits(call: Operated) -> None:
     assert 200 == login(call).status_code
 
 
-def test_wrong_tokens_in_the_field_count_too_and_the_right_one_is_never_locked_out(call: Operated) -> None:
+def test_wrong_tokens_in_the_field_count_too_and_the_right_one_waits_then(call: Operated) -> None:
     statuses = [call("GET", "/admin/circuits", token=f"guess {number}").status_code for number in range(7)]
     assert [401] * 5 + [429] * 2 == statuses
-    assert 200 == call("GET", "/admin/circuits").status_code
+    right = call("GET", "/admin/circuits")
+    assert (429, "12") == (right.status_code, right.headers["Retry-After"])
+    assert 429 == login(call).status_code
     assert 401 == call("GET", "/admin/circuits", token=None).status_code, "who shows no token guesses nothing"
+
+
+def test_wrong_tokens_in_the_field_are_in_the_audit_log(call: Operated) -> None:
+    for _ in range(3):
+        call("GET", "/admin/circuits", token="guess", headers={"X-Resilience-Author": "anna"})
+    entries = call("GET", "/admin/audit").get_json()["entries"]
+    assert [("token", "refused", "somebody (127.0.0.1)")] == [
+        (entry["action"], entry["outcome"], entry["author"]) for entry in entries
+    ]
+
+
+@pytest.mark.parametrize("name", ["anna (10.0.0.7)", "anna )", "anna （10.0.0.7）"])
+def test_a_name_cannot_imitate_an_address(call: Operated, name: str) -> None:
+    answer = login(call, name=name)
+    assert (400, True) == (answer.status_code, "leave the parentheses out" in answer.get_json()["detail"])
+    field = {"X-Resilience-Author": f"UTF-8''{quote(name)}"}
+    assert 400 == call("GET", "/admin/circuits", headers=field).status_code
+
+
+def test_what_nobody_means_is_refused_and_no_fault(call: Operated) -> None:
+    for body, status in (('{"token": "\\ud800"}', 401), ("[" * 16_000, 400)):
+        assert status == call.client.post("/admin/login", data=body, content_type="application/json").status_code
+    assert 403 == call("POST", "/admin/login", {"token": TOKEN}, token=None, headers={"Origin": "http://["}).status_code
+
+
+def test_what_a_page_must_show_is_no_cookie(call: Operated) -> None:
+    csrf = login(call).get_json()["csrf"]
+    cookie = call.client.get_cookie("resilience_admin", path="/admin")
+    assert cookie is not None
+    call.client.set_cookie("resilience_admin", f"csrf.{cookie.value.partition('.')[0]}.{csrf}", path="/admin")
+    assert 401 == call("GET", "/admin/circuits", token=None).status_code
 
 
 def test_right_tokens_do_not_use_the_attempts_up(call: Operated) -> None:
@@ -222,3 +275,33 @@ def test_elsewhere_the_cookie_is_for_where_the_endpoint_is() -> None:
     answer = call("POST", "/internal/ops/login", {"token": TOKEN}, token=None)
     assert "Path=/internal/ops;" in answer.headers["Set-Cookie"]
     assert 200 == call("GET", "/internal/ops/circuits", token=None).status_code
+
+
+def test_a_session_that_was_ended_is_over_for_workers_that_begin_later(tmp_path: Path) -> None:
+    shared = f"shm://{tmp_path}/state"
+    call = Operated(state_uri=shared)
+    csrf = login(call).get_json()["csrf"]
+    cookie = call.client.get_cookie("resilience_admin", path="/admin")
+    assert cookie is not None
+    PROCESS_REGISTRY.clear()
+    later = Operated(state_uri=shared)
+    later.client.set_cookie("resilience_admin", cookie.value, path="/admin")
+    assert 200 == later("GET", "/admin/circuits", token=None).status_code
+    assert 200 == call("POST", "/admin/logout", token=None, headers={**HERE, CSRF_FIELD: csrf}).status_code
+    assert 401 == later("GET", "/admin/circuits", token=None).status_code
+    for each in (call, later):
+        each.application.close()
+
+
+def test_a_logout_that_workers_to_come_will_not_hear_of_says_so_in_the_audit_log(tmp_path: Path) -> None:
+    call = Operated(state_uri=f"shm://{tmp_path}/state")
+    csrf = login(call).get_json()["csrf"]
+    call.application.state.update = _unavailable  # type: ignore[method-assign]
+    assert 200 == call("POST", "/admin/logout", token=None, headers={**HERE, CSRF_FIELD: csrf}).status_code
+    newest = call("GET", "/admin/audit").get_json()["entries"][0]
+    assert ("logout", "not kept for workers that begin later") == (newest["action"], newest["detail"])
+    call.application.close()
+
+
+def _unavailable(*_: Any, **__: Any) -> Any:
+    raise StorageUnavailable("gone")

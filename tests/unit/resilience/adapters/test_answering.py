@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from resilience import CircuitBreaker, StorageUnavailable
-from resilience.adapters.answering import PARTS, USUAL_PARTS, answer, reach_of
+from resilience import CircuitBreaker, RateLimiter, StorageUnavailable
+from resilience.adapters.answering import PARTS, USUAL_PARTS, VERSION, answer, reach_of
 from resilience.adapters.flask import Application
 from resilience.adapters.peers import Worker
 from resilience.events import PROCESS_EVENTS
@@ -37,13 +37,13 @@ def sibling(application: Application) -> Worker:
 
 
 def test_whoever_asks_for_nothing_in_particular_is_told_the_usual(call: Operated) -> None:
-    assert set(USUAL_PARTS) == answer(call.application, {}).keys()
-    assert set(PARTS) == answer(call.application, {"tell": list(PARTS)}).keys()
-    assert {} == answer(call.application, {"tell": ["what a later version knows"]})
+    assert {"version", *USUAL_PARTS} == answer(call.application, {}).keys()
+    assert {"version", *PARTS} == answer(call.application, {"tell": list(PARTS)}).keys()
+    assert {"version": VERSION} == answer(call.application, {"tell": ["what a later version knows"]})
 
 
 def test_what_each_worker_has_for_itself_is_moved_in_every_one(call: Operated) -> None:
-    assert {"executed": True} == order(call.application, sibling(call.application))
+    assert {"version": VERSION, "executed": True} == order(call.application, sibling(call.application))
     assert "forced-open" == call.circuit.snapshot().state
 
 
@@ -52,12 +52,35 @@ def test_what_workers_share_is_moved_by_the_one_that_was_asked(tmp_path: Path) -
     application = call.application
     try:
         assert "host" == application.reach
-        assert {"executed": False} == order(application, sibling(application))
+        assert {"version": VERSION, "executed": False} == order(application, sibling(application))
         assert "closed" == call.circuit.snapshot().state
-        assert {"executed": True} == order(application, application.worker)
+        assert {"version": VERSION, "executed": True} == order(application, application.worker)
         assert "forced-open" == call.circuit.snapshot().state
         # A host keeps its own: what was ordered elsewhere holds here too.
-        assert {"executed": True} == order(application, Worker("elsewhere", 1))
+        assert {"version": VERSION, "executed": True} == order(application, Worker("elsewhere", 1))
+    finally:
+        application.close()
+        PROCESS_REGISTRY.clear()
+
+
+def test_whoever_names_a_policy_is_told_of_that_alone(call: Operated) -> None:
+    call.application.registry.add_circuit(CircuitBreaker(name="other"))
+    call.application.registry.add_limiter(RateLimiter("1/second", name="other"))
+    for part, asked, named in (("circuits", "circuit", "pay/ments"), ("limiters", "limiter", "api")):
+        for name, found in ((named, [named]), ("other", ["other"]), ("nonsense", []), ([], [])):
+            told = answer(call.application, {"tell": [part], asked: name})
+            assert found == [each["name"] for each in told[part]]
+        assert 2 == len(answer(call.application, {"tell": [part]})[part])
+
+
+def test_whoever_does_not_reset_a_shared_circuit_itself_forgets_its_counts(tmp_path: Path) -> None:
+    call = Operated(state_uri=f"shm://{tmp_path}/state")
+    application = call.application
+    try:
+        call.circuit.call(lambda: None)
+        generation = call.circuit.snapshot().generation
+        assert {"version": VERSION, "executed": False} == order(application, sibling(application), do="reset")
+        assert (0, generation) == (call.circuit.snapshot().succeeded, call.circuit.snapshot().generation)
     finally:
         application.close()
         PROCESS_REGISTRY.clear()
@@ -65,13 +88,13 @@ def test_what_workers_share_is_moved_by_the_one_that_was_asked(tmp_path: Path) -
 
 def test_a_circuit_or_an_order_that_is_not_known_here_is_left_to_others(call: Operated) -> None:
     for more in ({"circuit": "nonsense"}, {"do": "nonsense"}):
-        assert {"executed": False} == order(call.application, None, **more)
+        assert {"version": VERSION, "executed": False} == order(call.application, None, **more)
     for message in (
         {"do": "reset", "limiter": "nonsense", "key": "k"},
         {"do": "nonsense", "limiter": "api"},
         {"do": "x"},
     ):
-        assert {"executed": False} == answer(call.application, {**message, "tell": []})
+        assert {"version": VERSION, "executed": False} == answer(call.application, {**message, "tell": []})
 
 
 def test_what_goes_wrong_is_told_and_raises_nothing(call: Operated) -> None:
@@ -79,7 +102,9 @@ def test_what_goes_wrong_is_told_and_raises_nothing(call: Operated) -> None:
         raise StorageUnavailable("gone")
 
     call.circuit.force_open = unavailable  # type: ignore[method-assign]
-    assert {"executed": False, "trouble": "StorageUnavailable: gone"} == order(call.application, None)
+    assert {"version": VERSION, "executed": False, "trouble": "StorageUnavailable: gone"} == order(
+        call.application, None
+    )
 
 
 def test_an_order_that_is_wrong_in_itself_is_told_apart(call: Operated) -> None:

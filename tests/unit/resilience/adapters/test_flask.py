@@ -282,10 +282,10 @@ def test_options_come_from_the_constructor_the_configuration_and_the_environment
     app = Flask("demo")
     app.config.update(RESILIENCE_TRUSTED_PROXIES="2", RESILIENCE_HEADERS="off")
     monkeypatch.setenv("RESILIENCE_TRUSTED_PROXIES", "3")
-    Resilience(trusted_proxies=1, headers="both", admin_token="constructor").init_app(app)
+    Resilience(trusted_proxies=1, headers="both", admin_token="the-constructor-s").init_app(app)
     with app.app_context():
         options = current_application().options
-    assert (3, "off", "constructor") == (options.trusted_proxies, options.headers, options.admin_token)
+    assert (3, "off", "the-constructor-s") == (options.trusted_proxies, options.headers, options.admin_token)
 
 
 @pytest.mark.parametrize(
@@ -796,6 +796,38 @@ def test_circuits_are_kept_at_the_address_of_states_and_so_are_those_that_come_l
         }
     finally:
         application.close()
+
+
+def test_workers_that_share_memory_meet_also_where_no_folder_was_named(tmp_path: Path) -> None:
+    app = made(state_uri=f"shm://{tmp_path}/state")
+    with app.app_context():
+        siblings = current_application().siblings
+    folder = siblings.directory
+    assert folder is not None
+    assert [f"{os.getpid()}.{siblings.label}.sock"] == [path.name for path in folder.iterdir()]
+    app.extensions["resilience"].close()
+    assert not folder.exists()
+
+
+def test_a_folder_that_nobody_named_and_that_cannot_be_used_keeps_nobody_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_to_all = tmp_path / "peers"
+    open_to_all.mkdir(mode=0o755)
+    (open_to_all / "1.demo.sock").touch()
+    monkeypatch.setattr("resilience.adapters.flask.folder_of", lambda _: open_to_all)
+    app = made(state_uri=f"shm://{tmp_path}/state")
+    application = app.extensions["resilience"]
+    answers = application.peers.ask({"tell": []})
+    assert ([application.worker], ()) == (list(answers.by_worker), answers.unreached), "nobody in there is asked"
+    assert (
+        f"{application.worker} answers no other worker: {open_to_all} must be a folder of this user's"
+        in answers.problem
+    )
+    assert "does not answer its siblings" in caplog.text
+    assert 200 == app.test_client().get("/").status_code
+    application.close()
+    assert open_to_all.exists()
 
 
 def test_a_storage_of_states_may_be_given_as_an_object(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -34,6 +36,8 @@ class Meeting(MemoryStateStorage):
 
     def publish(self, topic: str, message: bytes) -> None:
         self._refuse()
+        if len(message) > 1_048_576:
+            raise ValueError(f"a message of {len(message):,} bytes: 1,048,576 at most are passed on")
         self.published.append((topic, message))
         if self.lost:
             self.lost -= 1
@@ -58,7 +62,9 @@ class Host:
     def __init__(self, meeting: Meeting, name: str, *, label: str = "peers", timeout: float = 5.0) -> None:
         self.heard: list[Mapping[str, Any]] = []
         self.is_mute = False
-        self.peers = HostPeers(Peers(self._answer, directory=None, host=name, label=label), meeting, timeout=timeout)
+        self.says: dict[str, Any] = {}
+        siblings = Peers(self._answer, directory=None, host=name, label=label, misfit=self._misfit)
+        self.peers = HostPeers(siblings, meeting, timeout=timeout)
         self.peers.listen()
 
     @property
@@ -69,7 +75,10 @@ class Host:
         if self.is_mute:
             raise ZeroDivisionError
         self.heard.append(dict(message))
-        return {"here": self.worker.host}
+        return {"here": self.worker.host, **self.says}
+
+    def _misfit(self, message: Mapping[str, Any], answer: Any) -> str:
+        return "" if "here" in answer and answer["here"] != "elsewhere" else "here is missing"
 
     def ask(self, message: Mapping[str, Any] | None = None) -> Answers:
         return self.peers.ask(message or {"tell": ["circuits"]})
@@ -210,15 +219,47 @@ def test_a_storage_that_goes_while_it_is_asked_leaves_the_others_unreached(
         b'{"question":1}',
         b'{"question":"x","message":{},"asks":{},"to":5}',
         b'{"question":"x","answer":1}',
+        b"[" * 100_000,
+        zlib.compress(b"{}")[:-1],
+        zlib.compress(b"[" * 100_000),
+        b"x is how zlib begins",
     ],
+    ids=range(11),
 )
 def test_junk_on_a_topic_hurts_nobody(hosts: Callable[..., Host], meeting: Meeting, junk: bytes) -> None:
     one, two = hosts("web-1"), hosts("web-2")
-    meeting.exchange("members:peers", "junk", junk, keep=60)
+    meeting.exchange("members:peers", "junk", junk[:500], keep=60)
     for topic, told in list(meeting.told):
         assert topic.startswith("peers:peers:")
         told(junk)
     assert {one.worker, two.worker} == one.ask().by_worker.keys()
+
+
+def test_an_answer_that_is_long_is_sent_compressed(hosts: Callable[..., Host], meeting: Meeting) -> None:
+    one, two = hosts("web-1"), hosts("web-2")
+    two.says = {"circuits": [{"name": f"circuit-{number}", "state": "closed"} for number in range(50_000)]}
+    assert two.says.items() <= one.ask().by_worker[two.worker].items()
+    assert max(len(text) for _, text in meeting.published) < 500_000
+
+
+def test_an_answer_that_is_too_long_all_the_same_says_so_at_once(hosts: Callable[..., Host]) -> None:
+    one, two = hosts("web-1", timeout=1_000.0), hosts("web-2")
+    two.says = {"circuits": os.urandom(1_500_000).hex()}
+    answers = one.ask()
+    assert ([one.worker], (two.worker,)) == ([*answers.by_worker], answers.unreached)
+    assert f"{two.worker} gave no answer: it could not be sent: a message of" in answers.problem
+
+
+def test_who_gives_an_answer_of_another_kind_is_unreached_with_what_is_wrong(hosts: Callable[..., Host]) -> None:
+    one, two = hosts("web-1", timeout=1_000.0), hosts("web-2")
+    two.says = {"here": "elsewhere"}
+    for _ in range(2):
+        answers = one.ask()
+        assert ([one.worker], (two.worker,)) == ([*answers.by_worker], answers.unreached)
+        assert (
+            f"{two.worker} gave no answer that can be used: here is missing (is it another release" in answers.problem
+        )
+    assert [one.worker] == [*two.ask().by_worker.keys() - {two.worker}], "the other is not concerned"
 
 
 def test_an_answer_that_nobody_waits_for_is_dropped(hosts: Callable[..., Host], meeting: Meeting) -> None:

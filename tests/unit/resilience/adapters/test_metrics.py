@@ -158,7 +158,7 @@ def test_calls_are_counted_by_what_they_came_to_and_how_long_they_took() -> None
 
 def test_a_rate_of_too_few_calls_is_minus_one() -> None:
     clock = FakeClock()
-    few, unruled = circuit(clock), circuit(clock, name="mail", failure_rate=None, fail_max=9)
+    few, unruled = circuit(clock), CircuitBreaker(name="mail", fail_max=9, clock=clock)
     for breaker in (few, unruled):
         for _ in range(3):
             called(breaker, clock, error=ValueError())

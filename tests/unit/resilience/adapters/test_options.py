@@ -17,11 +17,11 @@ def test_without_anything_the_defaults_hold() -> None:
 
 def test_the_environment_is_stronger_than_the_configuration_and_that_than_the_constructor() -> None:
     options = read_options(
-        {"trusted_proxies": 1, "headers": "both", "admin_token": "constructor"},
+        {"trusted_proxies": 1, "headers": "both", "admin_token": "the-constructor-s"},
         {"RESILIENCE_TRUSTED_PROXIES": "2", "RESILIENCE_HEADERS": "off", "RESILIENCE_ADMIN_PORT": 8001},
         {"RESILIENCE_TRUSTED_PROXIES": "3", "RESILIENCE_STORAGE_URI": "memory://"},
     )
-    assert (3, "off", 8001, "constructor", "memory://") == (
+    assert (3, "off", 8001, "the-constructor-s", "memory://") == (
         options.trusted_proxies, options.headers, options.admin_port, options.admin_token, options.storage_uri
     )  # fmt: skip
 
@@ -35,6 +35,22 @@ def test_every_option_tells_where_it_comes_from() -> None:
     assert {"trusted_proxies": "code", "headers": "config", "state_uri": "environment"} == {
         name: origin for name, origin in origins.items() if origin != "default"
     }
+
+
+def test_what_the_application_has_read_by_itself_is_asked_for_nowhere_else() -> None:
+    config, environ = (
+        {"RESILIENCE_HEADERS": "off"},
+        {"RESILIENCE_TRUSTED_PROXIES": "3", "RESILIENCE_ADMIN_TOKEN": "none"},
+    )
+    options = read_options({"trusted_proxies": 1}, config, environ, settled=("trusted_proxies", "admin_token"))
+    assert (1, None, "off") == (options.trusted_proxies, options.admin_token, options.headers)
+
+
+def test_a_token_that_could_be_guessed_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ValueError, match="RESILIENCE_ADMIN_TOKEN has 15 characters: use 16 or more") as refusal:
+        read_options({}, {}, {"RESILIENCE_ADMIN_TOKEN": "fifteen-letters"})
+    assert "fifteen" not in str(refusal.value)
+    assert "sixteen-letters!" == read_options({"admin_token": "sixteen-letters!"}, {}, {}).admin_token
 
 
 def test_what_is_empty_says_nothing() -> None:

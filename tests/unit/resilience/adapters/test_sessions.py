@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resilience import StorageUnavailable
 from resilience.adapters.sessions import LIFETIME, MOST_ENDED, Sessions
+from resilience.ports import Stored
+from resilience.storage.state_memory import MemoryStateStorage
 
 NOW = 1_800_000_000.0
 
@@ -35,6 +40,45 @@ def test_an_ended_session_is_refused_and_others_are_not() -> None:
     assert [False, True] == [sessions.read(text, NOW) is not None for text in (first, second)]
 
 
+def test_an_ended_session_is_refused_by_processes_that_begin_later() -> None:
+    shared = MemoryStateStorage()
+    text, session = Sessions("token", shared).begin("anna", NOW)
+    other, _ = Sessions("token", shared).begin("bert", NOW)
+    assert Sessions("token", shared).keep_ended(session, NOW)
+    later = Sessions("token", shared)
+    assert [False, True] == [later.read(each, NOW) is not None for each in (text, other)]
+
+
+def test_that_a_session_was_ended_is_kept_no_longer_than_it_would_have_lasted() -> None:
+    kept = []
+
+    class Watched(MemoryStateStorage):
+        def update(self, name: str, change: Any, *, keep: float) -> Any:
+            kept.append(keep)
+            return super().update(name, change, keep=keep)
+
+    sessions = Sessions("token", Watched())
+    _, session = sessions.begin("anna", NOW)
+    assert [True, True] == [sessions.keep_ended(session, NOW + age) for age in (LIFETIME - 60, LIFETIME)]
+    assert [60.0] == kept
+
+
+def test_while_the_state_is_out_of_reach_a_process_goes_by_what_it_was_told() -> None:
+    class Gone(MemoryStateStorage):
+        def read(self, name: str) -> Stored:
+            raise StorageUnavailable("gone")
+
+        def update(self, name: str, change: Any, *, keep: float) -> Any:
+            raise StorageUnavailable("gone")
+
+    sessions = Sessions("token", Gone())
+    text, session = sessions.begin("anna", NOW)
+    assert session == sessions.read(text, NOW)
+    sessions.end(session.id, NOW)
+    assert sessions.read(text, NOW) is None
+    assert [False, False] == [each.keep_ended(session, NOW) for each in (sessions, Sessions("token"))]
+
+
 def test_only_so_many_ended_sessions_are_remembered() -> None:
     sessions = Sessions("token")
     for number in range(MOST_ENDED + 5):
@@ -42,6 +86,13 @@ def test_only_so_many_ended_sessions_are_remembered() -> None:
     assert MOST_ENDED == len(sessions._ended)
     sessions.end("later", NOW + LIFETIME + 1)
     assert ["later"] == list(sessions._ended), "those that are over by themselves need not be remembered"
+
+
+def test_what_a_page_must_show_is_no_session() -> None:
+    sessions = Sessions("token")
+    _, session = sessions.begin("", NOW)
+    assert sessions.read(f"csrf.{session.id}.{session.csrf}", NOW) is None
+    assert sessions.read(f"{session.id}.{session.csrf}", NOW) is None
 
 
 def test_what_a_page_must_show_differs_by_session_and_is_no_part_of_the_cookie() -> None:

@@ -14,7 +14,7 @@ from flask import Flask
 from flask.cli import ScriptInfo
 
 from resilience import Resilience
-from resilience.adapters.terminal import AdminClient, resilience, table_of_circuits, table_of_limiters
+from resilience.adapters.terminal import AdminClient, _missing, resilience, table_of_circuits, table_of_limiters
 
 TOKEN = "a-token-that-nobody-guesses"
 
@@ -126,6 +126,14 @@ def test_where_there_is_nothing_that_is_said() -> None:
     assert ["no rate limiters"] == table_of_limiters({"limiters": []})
 
 
+def test_what_goes_wrong_is_said_to_its_end() -> None:
+    advice = "it took too long to answer: it may be too busy, or stopped; look at its log, and ask again in a while"
+    refusal = {"detail": f"no worker could do it:\x1b[2J {advice}"}
+    with pytest.raises(click.ClickException, match=f"no worker could do it:\\?\\[2J {advice}$"):
+        AdminClient("http://host", TOKEN)._document(503, json.dumps(refusal).encode())
+    assert [advice] == _missing({"workers": {"unreached": [], "problem": advice}})
+
+
 def test_without_an_address_it_says_how_to_give_one() -> None:
     status, text = run("circuits")
     assert (2, True) == (status, "--url http://127.0.0.1:8001 or RESILIENCE_ADMIN_URL" in text)
@@ -136,10 +144,16 @@ def test_without_a_token_it_says_how_to_give_one() -> None:
     assert (2, True) == (status, "set RESILIENCE_ADMIN_TOKEN, or use --token-file" in text)
 
 
-@pytest.mark.parametrize("url", ["ftp://host", "http://", "http://host:0", "http://host:x", ""])
+@pytest.mark.parametrize("url", ["ftp://host", "http://", "http://host:0", "http://host:x", "http://[", ""])
 def test_an_address_that_is_none_is_refused_with_one_that_is(url: str) -> None:
     with pytest.raises(click.UsageError, match="http\\(s\\)://<host>:<port> of the admin listener"):
         AdminClient(url, TOKEN)
+
+
+@pytest.mark.parametrize("token", ["a-token-✓", "a-token\nof two lines"])
+def test_a_token_that_no_field_can_carry_is_refused_without_showing_it(token: str) -> None:
+    status, text = run("--url", "127.0.0.1:1", "--token", token, "circuits")
+    assert (2, True, False) == (status, "this is no admin token" in text, "a-token" in text)
 
 
 def test_where_nobody_listens_it_says_so_and_never_the_token() -> None:

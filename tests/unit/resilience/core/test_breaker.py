@@ -121,6 +121,12 @@ def test_a_tripped_circuit_is_open_for_its_open_time_and_knows_why() -> None:
     assert expected == circuit
 
 
+def test_a_circuit_that_opened_elsewhere_is_open_for_the_rest_of_that_time_also_by_votes() -> None:
+    assert 103 == trip(Circuit(), POLICY, 0, 100, pause=60, lasts=3).until
+    voted = vote(Circuit(), POLICY, "a", 0, 30, 100)
+    assert (OPEN, 104) == ((after := vote(voted, POLICY, "b", 0, 30, 100, lasts=4)).state, after.until)
+
+
 def test_calls_of_an_earlier_generation_trip_nothing() -> None:
     circuit = force(Circuit(), POLICY, Event.CLOSE, 1)
     assert trip(circuit, POLICY, 0, 2) is circuit
@@ -410,6 +416,12 @@ def test_what_is_forced_to_pass_lets_all_pass_and_has_nobody_wait(event: Event) 
     circuit = forced(event)
     assert (circuit, circuit.permit) == admit(circuit, POLICY, 3)
     assert 0.0 == retry_after(circuit, POLICY, 3)
+
+
+@pytest.mark.parametrize("event", [Event.FORCE_OPEN, Event.FORCE_CLOSED, Event.DISABLE, Event.MEASURE])
+def test_what_has_expired_has_at_that_moment_whenever_somebody_looks(event: Event) -> None:
+    circuit = forced(event, now=100, expires_in=5)
+    assert expire(circuit, 105) == expire(circuit, 200)
 
 
 @pytest.mark.parametrize("event", [Event.CLOSE, Event.HALF_OPEN])

@@ -53,6 +53,7 @@ def test_what_is_as_in_a_new_circuit_is_left_out() -> None:
     [
         (b"\xff\xfe", "no JSON"),
         (b"junk", "no JSON"),
+        (b"[" * 4_000, "no JSON"),
         (b"[]", "not of version 1"),
         (b'{"version":2,"state":"closed","since":0}', "not of version 1"),
         (b'{"version":1,"since":0}', "KeyError"),
@@ -84,3 +85,15 @@ def test_a_record_that_no_storage_would_take_is_refused() -> None:
     probes = tuple(Permit(1, number, 1_795_445_424.683309) for number in range(500))
     with pytest.raises(ValueError, match="allow fewer probes at once"):
         encode(Record(Circuit("half-open", 1, probes=probes)))
+
+
+def test_what_was_said_is_cut_where_there_is_no_room_for_it() -> None:
+    probes = tuple(Permit(1, number, 1_795_445_424.683309) for number in range(1_000_000, 1_000_050))
+    circuit = Circuit("half-open", 1, probes=probes, reason='"' * 500, author="\U0001f600" * 400)
+    text = encode(Record(circuit))
+    found = decode(text).circuit
+    assert (probes, '"' * 250 + "…", True) == (found.probes, found.reason, LONGEST >= len(text))
+
+
+def test_half_a_pair_of_surrogates_is_a_question_mark() -> None:
+    assert "a?b" == decode(encode(Record(Circuit(reason="a\ud800b")))).circuit.reason

@@ -60,7 +60,7 @@ def test_no_lock_is_held_during_the_call() -> None:
     circuit = breaker()
 
     def nested() -> str:
-        assert not circuit._standing.lock.locked()
+        assert not circuit._standing.lock._is_owned()
         results: list[str] = []
         thread = threading.Thread(target=lambda: results.append(circuit.call(fine)))
         thread.start()
@@ -305,7 +305,7 @@ def test_listeners_hear_all_in_order_and_may_ask_for_the_state() -> None:
     class Asking(RecordingListener):
         def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
             super().state_change(cb, old_state, new_state)
-            assert not cb._standing.lock.locked()
+            assert not cb._standing.lock._is_owned()
             seen.append(cb.current_state)
 
     listener = Asking()
@@ -560,8 +560,37 @@ def test_a_decorated_name_is_one_circuit_for_the_process() -> None:
 
 def test_one_name_with_other_options_is_refused() -> None:
     circuit_breaker("payments", fail_max=1)
-    with pytest.raises(ValueError, match="'payments' exists with other options"):
-        circuit_breaker("payments", fail_max=2)
+    wanted = r"'payments' exists with other options \(fail_max=2 and 1, exclude\): .*PROCESS_REGISTRY.clear\(\)"
+    with pytest.raises(ValueError, match=wanted):
+        circuit_breaker("payments", fail_max=2, exclude=[KeyError])
+
+
+def test_a_storage_that_begins_open_and_does_not_know_since_when_is_probed_at_once_as_in_pybreaker() -> None:
+    circuit = breaker(state_storage=pybreaker.CircuitMemoryStorage(pybreaker.STATE_OPEN))
+    assert ("fine", "closed") == (circuit.call(fine), circuit.current_state)
+
+
+def test_of_listeners_those_hear_of_calls_that_want_to() -> None:
+    class OfSuccesses(pybreaker.CircuitBreakerListener):
+        def success(self, cb: Any) -> None:
+            told.append(("success", cb.name))
+
+    class OfCalls(pybreaker.CircuitBreakerListener):
+        def before_call(self, cb: Any, func: Any, *args: Any, **kwargs: Any) -> None:
+            told.append(("before", func, args, kwargs))
+
+    told: list[object] = []
+    successes, calls = OfSuccesses(), OfCalls()
+    circuit = breaker(listeners=[successes])
+    circuit.call(fine)
+    circuit.add_listener(calls)
+    circuit.call(dict, [], one=1)
+    circuit.remove_listener(successes)
+    circuit.call(fine)
+    assert [
+        ("success", "demo"), ("before", dict, ([],), {"one": 1}), ("success", "demo"), ("before", fine, (), {}),
+    ] == told  # fmt: skip
+    assert 3 == circuit.snapshot().succeeded
 
 
 def test_a_coroutine_function_is_refused_when_it_is_decorated() -> None:

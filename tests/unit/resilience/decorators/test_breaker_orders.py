@@ -69,6 +69,21 @@ def test_a_forced_closed_circuit_counts_and_never_opens_until_its_time_is_over()
     assert "open" == circuit.snapshot().state
 
 
+def test_what_is_forced_without_an_end_goes_the_short_way_and_counts_all_the_same() -> None:
+    circuit = breaker(FakeClock())
+    circuit.force_closed()
+    assert circuit._standing.quick
+    fail(circuit, 5)
+    assert ["fine"] * 3 == [circuit.call(fine) for _ in range(3)]
+    snapshot = circuit.snapshot()
+    assert ("forced-closed", 5, 3) == (snapshot.state, snapshot.failed, snapshot.succeeded)
+    circuit.force_open()
+    for _ in range(3):
+        with pytest.raises(CircuitOpen) as caught:
+            circuit.call(fine)
+    assert (10.0, 3) == (caught.value.retry_after, circuit.snapshot().not_permitted)
+
+
 def test_a_disabled_circuit_counts_nothing() -> None:
     circuit = breaker()
     circuit.disable()
@@ -204,7 +219,7 @@ def test_whoever_listens_may_ask_for_the_state_and_move_it() -> None:
     states: list[str] = []
 
     def listener(event: PolicyEvent) -> None:
-        assert not circuit._standing.lock.locked()
+        assert not circuit._standing.lock._is_owned()
         states.append(circuit.snapshot().state)
 
     end = PROCESS_EVENTS.listen(listener, StateChanged, CallFailed)

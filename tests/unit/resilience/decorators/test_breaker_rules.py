@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -161,10 +162,45 @@ def test_open_times_grow_until_the_backend_recovers() -> None:
     assert 10.0 == circuit.snapshot().retry_after
 
 
-@pytest.mark.parametrize("rules", [OSError, 5, [5]])
-def test_rules_that_are_none_are_refused(rules: Any) -> None:
-    with pytest.raises(TypeError, match="exception types"):
-        breaker(ignore=rules)
+@pytest.mark.parametrize("option", ["ignore", "exclude", "record"])
+@pytest.mark.parametrize("rules", [OSError, 5, [5], ["OSError"], "OSError"])
+def test_rules_that_are_none_are_refused(option: str, rules: Any) -> None:
+    with pytest.raises(TypeError, match=f"{option}.*exception types"):
+        breaker(**{option: rules})
+
+
+def test_what_is_excluded_later_is_looked_at_as_well() -> None:
+    circuit = breaker()
+    with pytest.raises(TypeError, match="exclude holds 'OSError'"):
+        circuit.add_excluded_exceptions(KeyError, "OSError")  # type: ignore[arg-type]  # the mistake
+    assert (KeyError,) == circuit.excluded_exceptions
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fail_max": "5"}, "fail_max='5': give a number"),
+        ({"fail_max": True}, "fail_max=True: give a number"),
+        ({"reset_timeout": timedelta(minutes=1)}, r"reset_timeout=.*: give a number, as reset_timeout=60 \(seconds\)"),
+        ({"record_result": 5}, "record_result=5: give a function"),
+        ({"ignore_result": 5}, "ignore_result=5: give a function"),
+        ({"retry_after": 5}, "retry_after=5: give a function"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_by_its_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        breaker(**options)
+
+
+def test_a_time_that_is_no_number_is_refused_by_its_name() -> None:
+    with pytest.raises(TypeError, match="expires_in='10': give a number"):
+        breaker().force_open(expires_in="10")  # type: ignore[arg-type]  # the mistake
+
+
+@pytest.mark.parametrize("option", ["window_calls", "window_seconds", "minimum_calls", "slow_call_duration"])
+def test_what_has_no_effect_without_a_rate_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option}=5 has no effect without a rate: give .*slow_call_rate too"):
+        CircuitBreaker(**{option: 5})  # type: ignore[arg-type]  # one of several
 
 
 @pytest.mark.parametrize(
@@ -189,9 +225,15 @@ def test_a_storage_that_is_none_is_refused_with_what_to_do() -> None:
 
 def test_a_snapshot_tells_which_values_were_given() -> None:
     settings = breaker(failure_rate=0.5).snapshot().policy
-    assert ((0.5, "given"), (100, "default"), (10, "given")) == (
+    assert ((0.5, "code"), (100, "default"), (10, "code")) == (
         settings["failure_rate"], settings["window_calls"], settings["reset_timeout"]
     )  # fmt: skip
+
+
+def test_what_the_decorator_begins_with_was_not_chosen_by_anybody() -> None:
+    settings = circuit_breaker("begun", open_time_jitter=0.2)(str).circuit.snapshot().policy  # type: ignore[attr-defined]
+    PROCESS_REGISTRY.clear()
+    assert ((2.0, "default"), (0.2, "code")) == (settings["open_time_growth"], settings["open_time_jitter"])
 
 
 def test_as_in_pybreaker_open_times_are_the_same_and_exact() -> None:

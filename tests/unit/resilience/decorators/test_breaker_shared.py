@@ -40,7 +40,7 @@ class Shaky:
         self.spans_hosts = spans_hosts
         self.storage = MemoryStateStorage(clock=clock)
         self.error: type[StorageUnavailable] | None = None
-        self.updates = 0
+        self.updates = self.reads = 0
 
     def update(self, name: str, change: Any, *, keep: float) -> Any:
         self.updates += 1
@@ -81,6 +81,7 @@ class ShakyFollowing:
         return self.following.place
 
     def read(self) -> Stored:
+        self.shaky.reads += 1
         if self.shaky.error is StorageUnavailable:
             self.shaky.check()
         return self.following.read()
@@ -184,11 +185,11 @@ def test_a_process_that_was_refused_a_probe_does_not_ask_again_before_it_could_b
     def probe() -> None:
         with pytest.raises(CircuitOpen):
             second.call(fine)
-        one.storage.updates = 0
+        one.storage.updates = one.storage.reads = 0
         for _ in range(10):
             with pytest.raises(CircuitOpen):
                 second.call(fine)
-        assert 0 == one.storage.updates
+        assert (0, 0) == (one.storage.updates, one.storage.reads)
 
     first.call(probe)
     assert "fine" == second.call(fine)  # there was news
@@ -258,12 +259,12 @@ def test_whatever_is_said_of_an_order_fits_into_a_record(one: Hosts) -> None:
     )  # fmt: skip
 
 
-def test_a_circuit_that_is_open_when_it_is_shared_opens_for_all(one: Hosts) -> None:
+def test_a_circuit_that_is_open_when_it_is_shared_opens_for_all_for_the_rest_of_its_time(one: Hosts) -> None:
     first, second = breaker(one.clock), one.breaker("a")
     fail(first, 2)
     one.clock.advance(4)
     first.share(one.storage)
-    assert (["open", "open"], 10.0) == (states(first, second), second.snapshot().retry_after)
+    assert (["open", "open"], 6.0) == (states(first, second), second.snapshot().retry_after)
 
 
 def test_a_breaker_that_was_made_with_a_storage_keeps_it(one: Hosts) -> None:
@@ -331,6 +332,57 @@ def test_where_it_is_asked_for_one_host_speaks_for_all(several: Hosts) -> None:
     assert ["open", "open"] == states(first, second)
 
 
+def updates_fail(several: Hosts, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The next change of this record does."""
+    update = several.storage.update
+
+    def fails_once(record: str, change: Any, *, keep: float) -> Any:
+        if record != name:
+            return update(record, change, keep=keep)
+        monkeypatch.setattr(several.storage, "update", update)
+        raise StorageUnavailable("no answer")
+
+    monkeypatch.setattr(several.storage, "update", fails_once)
+
+
+def test_a_vote_that_did_not_arrive_is_given_with_the_next_round_and_once(
+    several: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, neighbour, second = several.breaker("a"), several.breaker("a"), several.breaker("b")
+    states(first, neighbour, second)
+    updates_fail(several, monkeypatch, "circuit:demo")
+    fail(first, 2)
+    assert ((), True) == (tuple(second.snapshot().votes), first.snapshot().alone)
+    visit(neighbour)
+    assert ["a"] == second.snapshot().votes
+    visit(first)
+    several.storage.updates = 0
+    visit(first, neighbour, second, first, neighbour, second)
+    fail(second, 2)
+    assert (["open"] * 3, 2) == (states(first, neighbour, second), several.storage.updates)
+
+
+def test_a_vote_that_was_not_taken_back_is_with_the_next_round(several: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = (several.breaker(host) for host in "abc")
+    fail(first, 2)
+    several.clock.advance(10)
+    updates_fail(several, monkeypatch, "circuit:demo")
+    assert ("fine", ["a"]) == (first.call(fine), second.snapshot().votes)
+    visit(first)
+    assert [] == second.snapshot().votes
+    fail(second, 2)
+    assert ["closed", "open", "closed"] == states(first, second, third)
+
+
+def test_a_vote_whose_time_is_over_is_not_given_again(several: Hosts) -> None:
+    first, second, third = (several.breaker(host, probe_lease=1, quorum=3) for host in "abc")
+    fail(first, 2)
+    several.clock.advance(12)
+    fail(second, 2)
+    visit(first, second, third)
+    assert ["b"] == third.snapshot().votes
+
+
 def test_orders_hold_on_all_hosts_and_void_what_hosts_found_out(several: Hosts) -> None:
     first, second = several.breaker("a"), several.breaker("b")
     fail(first, 2)
@@ -340,28 +392,43 @@ def test_orders_hold_on_all_hosts_and_void_what_hosts_found_out(several: Hosts) 
     assert ["forced-open", "forced-open"] == states(first, second)
 
 
-def test_rates_are_those_of_all_processes(one: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_are_those_of_all_processes_also_of_two_that_bear_one_number(one: Hosts) -> None:
     first, second = (one.breaker("a", failure_rate=0.5, minimum_calls=4) for _ in range(2))
-    monkeypatch.setattr("os.getpid", lambda: 1)
     fail(first, 2)
     visit(first)
-    monkeypatch.setattr("os.getpid", lambda: 2)
     fail(second, 2)
     assert ["closed", "closed"] == states(first, second)
     visit(second)
     assert (["open", "open"], 100.0) == (states(first, second), second.snapshot().failure_rate)
 
 
-def test_rates_are_those_of_a_host_where_each_host_opens_for_itself(
-    several: Hosts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rates_are_those_of_a_host_where_each_host_opens_for_itself(several: Hosts) -> None:
     first, second = (several.breaker(host, failure_rate=0.5, minimum_calls=4) for host in "ab")
-    monkeypatch.setattr("os.getpid", lambda: 1)
     fail(first, 2)
     visit(first)
     fail(second, 2)
     visit(second)
     assert (["closed", "closed"], 2) == (states(first, second), second.snapshot().window["calls"])
+
+
+def test_a_worker_that_has_gone_counts_no_longer_than_the_window_lasts(one: Hosts) -> None:
+    gone, stays = (one.breaker("a", failure_rate=0.5, window_seconds=2, minimum_calls=4) for _ in range(2))
+    fail(gone, 3)
+    visit(gone)
+    one.clock.advance(3)
+    fail(stays, 3)
+    visit(stays)
+    assert ("closed", 3) == (stays.snapshot().state, stays.snapshot().window["calls"])
+
+
+def test_a_circuit_that_is_shared_elsewhere_takes_its_window_along(one: Hosts) -> None:
+    moves, stays = (one.breaker("a", failure_rate=0.5, minimum_calls=4) for _ in range(2))
+    fail(moves, 3)
+    visit(moves)
+    moves.share(MemoryStateStorage(clock=one.clock))
+    fail(stays, 3)
+    visit(stays)
+    assert ("closed", 3) == (stays.snapshot().state, stays.snapshot().window["calls"])
 
 
 def test_a_window_that_says_nothing_new_is_told_rarely_and_an_empty_one_never(one: Hosts) -> None:
@@ -408,7 +475,7 @@ def test_without_its_storage_a_process_goes_on_alone_and_tells_once(one: Hosts) 
         one.storage.error = None
         visit(circuit)
     assert [(True, "StorageUnavailable: no answer"), (False, "")] == [(event.alone, event.error) for event in events]
-    assert ("open", False, 10.0) == (
+    assert ("open", False, 5.0) == (
         circuit.snapshot().state, circuit.snapshot().alone, one.breaker("a").snapshot().retry_after
     )  # fmt: skip
 
@@ -457,6 +524,28 @@ def test_orders_given_to_a_process_alone_hold_there_and_later_for_all(one: Hosts
     one.clock.advance(20)
     visit(first)
     assert (["forced-open", "forced-open"], 40.0) == (states(first, second), second.snapshot().expires_in)
+
+
+def test_what_was_ordered_alone_does_not_undo_what_was_ordered_for_everybody_later(one: Hosts) -> None:
+    first, second = one.breaker("a"), one.breaker("a")
+    states(first, second)
+    one.storage.error = StorageUnavailable
+    first.force_closed(reason="alone")
+    one.storage.error = None
+    second.force_open(reason="for everybody")
+    visit(first)
+    assert (["forced-open", "forced-open"], "for everybody") == (states(first, second), first.snapshot().reason)
+
+
+def test_what_was_ordered_alone_ends_what_was_ordered_for_everybody_before(one: Hosts) -> None:
+    first, second = one.breaker("a"), one.breaker("a")
+    second.force_open(reason="for everybody")
+    assert ["forced-open"] == states(first)
+    one.storage.error = StorageUnavailable
+    first.close(reason="alone")
+    one.storage.error = None
+    visit(first)
+    assert ["closed", "closed"] == states(first, second)
 
 
 def test_an_order_finds_the_storage_that_is_back_before_the_next_round(one: Hosts) -> None:
@@ -546,6 +635,28 @@ def test_a_record_that_is_lost_leaves_a_closed_circuit(one: Hosts) -> None:
     assert ("fine", ["closed"]) == (circuit.call(fine), states(circuit))
 
 
+def test_a_circuit_that_comes_to_the_same_number_after_its_record_was_lost_is_another_one(one: Hosts) -> None:
+    first, second = one.breaker("a", fail_max=1), one.breaker("a", fail_max=1)
+    first.reset()
+    assert ["closed"] == states(second)
+    one.storage.storage.update("circuit:demo", lambda text, now: (None, None), keep=60)
+    fail(first)
+    with heard(StateChanged) as events, pytest.raises(CircuitOpen):
+        second.call(fine)
+    assert [("closed", "open")] == [(event.old, event.new) for event in events]
+
+
+def test_a_forced_state_that_has_expired_is_one_and_the_same_whoever_looks_and_whenever(one: Hosts) -> None:
+    circuit = one.breaker("a", fail_max=1)
+    circuit.force_closed(expires_in=5)
+    one.clock.advance(6)
+    assert ["closed"] == states(circuit)
+    present = circuit._standing.present
+    one.clock.advance(1)
+    assert ["closed"] == states(circuit)
+    assert present is circuit._standing.present
+
+
 def test_a_killed_prober_gives_its_place_back_to_all(one: Hosts) -> None:
     first, second = one.breaker("a"), one.breaker("a")
     fail(first, 2)
@@ -585,3 +696,43 @@ def test_a_forked_child_looks_again_before_its_first_call(one: Hosts) -> None:
     fail(elsewhere, 2)
     with pytest.raises(CircuitOpen):
         circuit.call(fine)
+
+
+def test_a_forked_child_does_not_speak_for_the_window_of_its_parent(one: Hosts) -> None:
+    circuit, stays = (one.breaker("a", failure_rate=0.5, minimum_calls=6) for _ in range(2))
+    fail(circuit, 2)
+    visit(circuit)
+    circuit._standing.after_fork()
+    circuit.call(fine)
+    visit(circuit)
+    fail(stays, 1)
+    visit(stays)
+    assert 2 + 3 + 1 == stays.snapshot().window["calls"]
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["in reach", "alone"])
+def test_the_place_of_a_generator_that_was_dropped_is_free_for_every_process_after_a_round(
+    one: Hosts, alone: bool
+) -> None:
+    first, second = one.breaker("a"), one.breaker("b")
+    first.half_open()
+    numbers = first.call(lambda: (number for number in (1, 2)))
+    next(numbers)
+    with pytest.raises(CircuitOpen):
+        second.call(fine)
+    del numbers
+    if alone:
+        one.storage.error = StorageUnavailable
+        visit(first)
+        one.storage.error = None
+    visit(first, second)
+    one.clock.advance(1)
+    assert "fine" == second.call(fine)
+
+
+def test_a_call_whose_circuit_is_joined_by_this_very_thread_goes_on_alone(one: Hosts) -> None:
+    circuit = one.breaker("a")
+    with circuit._standing._joining:
+        assert "fine" == circuit.call(fine)
+    assert "fine" == circuit.call(fine)
+    assert not circuit.snapshot().alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -430,3 +431,26 @@ def test_the_thread_of_a_process_of_its_own_ends_with_the_last_override(
     overrides.override("demo", "5/hour", expires_in=60)
     overrides.close()
     assert ["5/hour", None, "5/hour"] == [event.limits for event in told]
+
+
+def test_an_override_that_is_ordered_while_another_is_taken_away_is_not_lost(clock: FakeClock) -> None:
+    class Interrupted(MemoryStateStorage):
+        """Somebody else gives an order between the steps of the next one."""
+
+        between: Callable[[], object] | None = None
+
+        def update(self, name: str, change: Any, *, keep: float) -> Any:
+            answer = super().update(name, change, keep=keep)
+            between, self.between = self.between, None
+            if between is not None:
+                between()
+            return answer
+
+    storage, demo = Interrupted(clock=clock), limiter(clock)
+    overrides = Overrides(storage, lambda _: [demo], clock=clock)
+    overrides.override("demo", "5/hour", expires_in=60, author="ann")
+    storage.between = lambda: overrides.override("demo", "1/hour", expires_in=60, author="bo")
+    assert overrides.restore("demo", author="ann")
+    overrides.look()
+    assert ("bo", "1/hour") == operator.itemgetter("author", "limits")(overrides.overridden("demo") or {})
+    overrides.close()

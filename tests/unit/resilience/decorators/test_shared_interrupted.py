@@ -8,6 +8,8 @@ from typing import TypeVar
 import pytest
 
 from resilience import CircuitBreaker
+from resilience.core.record import decode
+from resilience.errors import StorageUnavailable
 from resilience.ports import Change
 from resilience.storage.state_memory import MemoryStateStorage
 from resilience.testing import FakeClock
@@ -27,15 +29,16 @@ class InterruptedStorage(MemoryStateStorage):
         self.at: int | None = None
         self.after = False
         self.asked = 0
+        self.error: type[BaseException] = Interrupted
 
     def update(self, name: str, change: Change[T], *, keep: float) -> T:
         self.asked += 1
         interrupts = self.asked == self.at
         if interrupts and not self.after:
-            raise Interrupted
+            raise self.error
         answer = super().update(name, change, keep=keep)
         if interrupts:
-            raise Interrupted
+            raise self.error
         return answer
 
 
@@ -93,13 +96,27 @@ def test_who_is_interrupted_before_leave_was_given_takes_no_place(
     assert "closed" == breaker.snapshot().state
 
 
-def test_whose_leave_was_given_when_nobody_waited_any_longer_its_place_comes_back_with_the_lease(
-    breaker: CircuitBreaker, storage: InterruptedStorage, clock: FakeClock
+def test_whose_leave_was_given_when_nobody_waited_any_longer_its_place_comes_back_with_the_next_round(
+    breaker: CircuitBreaker, storage: InterruptedStorage
 ) -> None:
     storage.at, storage.after = 1, True
     with pytest.raises(Interrupted):
         breaker.call(work, False)
     assert 1 == breaker.snapshot().probes
-    clock.advance(600)
+    breaker._standing.visit()
+    assert 0 == breaker.snapshot().probes
     breaker.call(work, False)
     assert "closed" == breaker.snapshot().state
+
+
+def test_leave_that_was_given_by_a_storage_that_did_not_say_so_comes_back_when_it_does(
+    breaker: CircuitBreaker, storage: InterruptedStorage
+) -> None:
+    storage.at, storage.after, storage.error = 1, True, StorageUnavailable
+    breaker.call(work, False)  # alone
+    assert 1 == decode(storage.read("circuit:interrupted").text).circuit.handed_out
+    storage.at, storage.after = 3, False  # and when it is to be told of that, it is away once more
+    breaker._standing.visit()
+    assert 1 == len(decode(storage.read("circuit:interrupted").text).circuit.probes)
+    breaker._standing.visit()
+    assert () == decode(storage.read("circuit:interrupted").text).circuit.probes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from hypothesis import settings
 from hypothesis import strategies as some
@@ -11,10 +13,14 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from resilience.core.breaker import BreakerPolicy, Event, Outcome, Refusal
 from resilience.decorators.kept import ByHand, Granted, Identity
 from resilience.decorators.shared import SharedCircuit
+from resilience.errors import StorageUnavailable
+from resilience.ports import Change
 from resilience.storage.state_memory import MemoryStateStorage
 from resilience.testing import FakeClock
 from tests.support.circuit_account import HANDS, Account
 from tests.support.examples import many
+
+T = TypeVar("T")
 
 PROCESSES = ("web-1", "web-1", "web-2", "web-3")
 """The hosts of the processes."""
@@ -42,6 +48,13 @@ class ManyHosts(MemoryStateStorage):
     """As if these processes were on hosts of their own."""
 
     spans_hosts = True
+    loses: str | None = None
+
+    def update(self, name: str, change: Change[T], *, keep: float) -> T:
+        """As ever, unless the change of this record is the one that it `loses`."""
+        if name == self.loses:
+            raise StorageUnavailable("no answer")
+        return super().update(name, change, keep=keep)
 
 
 class Hosts:
@@ -89,8 +102,8 @@ class CircuitsBesideTheirAccounts(RuleBasedStateMachine):
     @initialize(policy=policies)
     def begin(self, policy: BreakerPolicy) -> None:
         self.policy, self.clock, self.hosts = policy, FakeClock(), Hosts(policy)
-        storage = ManyHosts(clock=self.clock)
-        self.circuits = [SharedCircuit(storage, "backend", host, policy, self.clock.seconds) for host in PROCESSES]
+        self.storage = ManyHosts(clock=self.clock)
+        self.circuits = [SharedCircuit(self.storage, "backend", host, policy, self.clock.seconds) for host in PROCESSES]
 
     @property
     def now(self) -> float:
@@ -116,7 +129,8 @@ class CircuitsBesideTheirAccounts(RuleBasedStateMachine):
     def tripped(self, sight: Sight) -> None:
         """Calls that were let pass then have failed."""
         process, identity, account, life, moves = sight
-        self.circuits[process].trip(self.policy, identity, 0.0, 0.0)
+        with contextlib.suppress(StorageUnavailable):
+            self.circuits[process].trip(self.policy, identity, 0.0, 0.0)
         self.tell(process, account, life, lambda: account.finds_ill(moves, self.now, 0.0, 0.0))
 
     @rule(target=leaves, process=processes)
@@ -143,19 +157,34 @@ class CircuitsBesideTheirAccounts(RuleBasedStateMachine):
     def settled(self, leave: Leave, outcome: Outcome) -> None:
         """A probe has come to this."""
         process, granted, account, life, moves = leave
-        self.circuits[process].settle(self.policy, granted, outcome, 0.0, 0.0)
+        with contextlib.suppress(StorageUnavailable):
+            self.circuits[process].settle(self.policy, granted, outcome, 0.0, 0.0)
         probe = granted.permit._replace(generation=moves)
         self.tell(process, account, life, lambda: account.hears(probe, outcome.value, self.now, 0.0, 0.0))
 
-    @rule(process=processes)
-    def calls_fail(self, process: int) -> None:
-        self.tripped(self.sight_of(process))
+    @rule(process=processes, loses=some.booleans())
+    def calls_fail(self, process: int, loses: bool) -> None:
+        sight = self.sight_of(process)
+        with self.half_way(process, sight[1], loses):
+            self.tripped(sight)
 
-    @rule(process=processes, outcome=some.sampled_from(Outcome))
-    def a_probe_is_made(self, process: int, outcome: Outcome) -> None:
+    @rule(process=processes, outcome=some.sampled_from(Outcome), loses=some.booleans())
+    def a_probe_is_made(self, process: int, outcome: Outcome, loses: bool) -> None:
         leave = self.leave_of(process)
         if leave is not None:
-            self.settled(leave, outcome)
+            with self.half_way(process, leave[1].identity, loses):
+                self.settled(leave, outcome)
+
+    @contextlib.contextmanager
+    def half_way(self, process: int, identity: Identity, loses: bool) -> Iterator[None]:
+        """If it `loses` it, what the block tells the host's record does not come to the common one, until a round is made."""
+        if not loses or identity[0] != "host":
+            yield
+            return
+        self.storage.loses = "circuit:backend"
+        yield
+        self.storage.loses = None
+        self.circuits[process].catch_up(self.policy)
 
     def tell(self, process: int, account: Account, life: int, act: Callable[[], None]) -> None:
         """Something happens to an account, if that of the process's host is still the same one."""
@@ -163,6 +192,10 @@ class CircuitsBesideTheirAccounts(RuleBasedStateMachine):
         self.hosts.common.look(self.now)
         if account is self.hosts.common or self.hosts.own.get(host, (0, None))[1] is account:
             self.hosts.told(host, account, life, self.now, act)
+
+    @rule(process=processes)
+    def a_round_is_made(self, process: int) -> None:
+        self.circuits[process].catch_up(self.policy)
 
     @rule(process=processes, event=some.sampled_from(list(HANDS)), expires_in=some.none() | some.integers(0, 10))
     def somebody_orders(self, process: int, event: Event, expires_in: float | None) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
 
 from resilience import open_state_storage
+from resilience.storage.forms import SERVER_KINDS
 from resilience.storage.state_address import STATE_FORMS
 from resilience.storage.state_memory import MemoryStateStorage
 from resilience.storage.state_redis import RedisStateStorage
@@ -68,6 +70,7 @@ def test_another_scheme_is_refused_with_those_that_are_not(uri: str, named: str)
     with pytest.raises(ValueError, match=named) as caught:
         open_state_storage(uri)
     assert all(form in str(caught.value) for form in STATE_FORMS)
+    assert all(re.search(rf"\b{scheme.partition('+')[0]}\b", str(caught.value)) for scheme in SERVER_KINDS)
     assert "secret" not in str(caught.value)
 
 

@@ -66,9 +66,28 @@ def test_a_timeout_is_seconds_above_0(timeout: float) -> None:
 @given(some.text(), some.text())
 def test_all_keys_and_channels_of_all_namespaces_lie_in_one_slot(namespace: str, name: str) -> None:
     storage = RedisStateStorage("redis://h", namespace=namespace.replace("{", "").replace("}", ""))
-    keys = [storage._key(kind, name) for kind in ("record", "members", "news", "topic", "probe")]
+    keys = [storage._key(kind, name) for kind in ("record", "members", "probe")]
+    keys += [storage._channel(kind, name) for kind in ("news", "topic")]
     assert {slot_of(b"{state}")} == {slot_of(key) for key in keys}
     assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize(
+    ("uri", "database"),
+    [
+        ("redis://h", 0),
+        ("valkey://h/2", 2),
+        ("redis://h?db=3", 3),
+        ("redis+unix:///run/redis.sock?db=1", 1),
+        ("redis+sentinel://h:1,i/s/4", 4),
+        ("redis+sentinel://h:1,i/s", 0),
+        ("redis+cluster://h", 0),
+    ],
+)
+def test_channels_are_those_of_the_database(uri: str, database: int) -> None:
+    storage = RedisStateStorage(uri)
+    assert f"seawall:{{state}}:topic:{database}:name".encode() == storage._channel("topic", "name")
+    assert f"seawall:{{state}}:news:{database}:".encode() == storage._ears.channel
 
 
 @given(some.binary(), some.none() | some.binary())

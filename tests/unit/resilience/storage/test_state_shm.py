@@ -407,3 +407,26 @@ def test_without_a_thread_to_be_had_the_next_who_asks_tries_again(
     storage.read("a")
     assert attendant_of(storage) is not None
     following.close()
+
+
+def test_a_file_that_cannot_be_made_is_warned_of_once_until_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "missing" / "state"
+    storage = SharedMemoryStateStorage(f"shm://{path}")
+    following = storage.follow("a")
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable):
+            storage.read("a")
+    (warned,) = caplog.records
+    assert ("resilience.storage.state_shm", "WARNING") == (warned.name, warned.levelname)
+    assert f"{path}: there is no folder {path.parent}: make it, or name another" in warned.getMessage()
+    path.parent.mkdir()
+    assert None is storage.read("a").text
+    path.unlink()
+    path.parent.rmdir()
+    with pytest.raises(StorageUnavailable):
+        storage.read("a")
+    assert 2 == len(caplog.records)
+    following.close()
+    storage.close()

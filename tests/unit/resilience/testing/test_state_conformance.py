@@ -134,11 +134,3 @@ def test_a_faulty_storage_fails_the_test_that_says_so(kind: type[MemoryStateStor
 def test_whoever_does_not_say_how_a_storage_is_opened_is_told_to() -> None:
     with pytest.raises(NotImplementedError, match="says how a storage is opened: def open_state_storage"):
         StateStorageConformance().test_a_record_that_nobody_made_has_no_text()
-
-
-def test_what_fails_in_a_thread_fails_the_test() -> None:
-    def fail(_: int) -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        Suite(MemoryStateStorage)._crowd(fail)

@@ -40,15 +40,22 @@ def test_gives_each_backend_a_circuit_of_its_own_as_configured() -> None:
 
 
 def test_logs_when_a_circuit_changes() -> None:
-    circuit = build_backends(settings(backends={"a": "http://a.example"}))["a"].circuit
+    backend = build_backends(settings(backends={"moved": "http://a.example"}))["moved"]
+    other = build_backends(settings(backends={"other": "http://b.example"}))["other"]
 
     with capture_logs() as lines:
-        circuit.open()
-        circuit.close()
+        backend.circuit.open()
+        backend.circuit.force_open(reason="bank is away", author="ann", expires_in=60)
+        for each in (backend, other):
+            each.close()
+        backend.circuit.close()
 
-    assert [("a", "closed", "open"), ("a", "open", "closed")] == [
-        (line["circuit"], line["old"], line["new"]) for line in lines
-    ]
+    logged = {"event": "circuit changed", "log_level": "warning", "circuit": "moved"}
+    forced = {"reason": "bank is away", "author": "ann", "expires_in": 60}
+    assert [
+        {**logged, "old": "closed", "new": "open", "cause": "opened by hand"},
+        {**logged, "old": "open", "new": "forced-open", "cause": "forced open", **forced},
+    ] == lines
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def serve(*, on_admin_listener: bool = True) -> FlaskClient:
         create_metrics_blueprint(
             lambda: b"requests_total 1.0\n",
             media_type="text/plain; version=0.0.4",
-            token=TOKEN,
+            token_is_right=lambda given: given == TOKEN,
             on_admin_listener=lambda: on_admin_listener,
         )
     )
