@@ -3,7 +3,7 @@
     flask --app app resilience circuits            every circuit in a table
     flask --app app resilience circuits payments   one, worker by worker
     flask --app app resilience limiters            every rate limiter
-    flask --app app resilience open payments --reason "paying twice" --for 600
+    flask --app app resilience open payments --reason "paying twice" --for 10m
     flask --app app resilience watch               a table that follows
 
 Everything goes over HTTP to the admin listener, with the admin token, so it shows and moves what the admin page does, whoever
@@ -13,14 +13,17 @@ token: RESILIENCE_ADMIN_TOKEN, `--token-file`, or the application's own.
 
 from __future__ import annotations
 
+import difflib
 import getpass
 import http.client
 import json
+import re
 import shutil
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,9 +37,10 @@ __all__ = ["AdminClient", "resilience", "table_of_circuits", "table_of_limiters"
 TIMEOUT: Final = 5.0
 """Seconds to wait for an answer; workers that do not answer each other are given one of them."""
 LINES_OF_EVENTS: Final = 8
-LONGEST_CELL: Final = 60
-LONGEST_LINE: Final = 2_000
-"""Characters of what the endpoint says in a sentence: the advice stands at its end."""
+LONGEST_TERM: Final = 2_592_000
+"""Seconds for which something may hold that is ordered for a time: 30 days."""
+NARROWEST: Final = 12
+"""Characters that a cell keeps at least where a table is wider than the terminal."""
 
 _COLOURS: Final[Mapping[str, str]] = {
     "closed": "green",
@@ -118,8 +122,12 @@ class AdminClient:
             document = json.loads(text)
         except ValueError:
             document = None
-        if status == http.client.OK and document is not None:
-            return document
+        if status == http.client.OK:
+            if isinstance(document, dict) and isinstance(document.get("workers"), dict):
+                return document
+            raise AdminRefused(
+                status, f"{self._place} answers, but not as an admin endpoint does: say where that is with --url"
+            )
         said = document.get("detail") or document.get("title") if isinstance(document, dict) else None
         raise AdminRefused(status, _advice(status, self._place, _printable(str(said or ""))))
 
@@ -152,8 +160,8 @@ def _advice(status: int, place: str, said: str) -> str:
 # -- what is shown -------------------------------------------------------------------------------------------------------
 
 
-def table_of_circuits(document: Document) -> list[str]:
-    """The lines of a table of circuits, as `GET /admin/circuits` lists them."""
+def table_of_circuits(document: Document, *, width: int | None = None) -> list[str]:
+    """The lines of a table of circuits, as `GET /admin/circuits` lists them. With a `width` long cells are shortened to fit."""
     rows = [
         (
             circuit["name"],
@@ -170,15 +178,15 @@ def table_of_circuits(document: Document) -> list[str]:
         for circuit in document["circuits"]
     ]
     titles = ("circuit", "state", "", "in a row", "failing", "slow", "succeeded", "failed", "refused", "why")
-    return _table(titles, rows, numbers=range(3, 9), states=(1,)) if rows else ["no circuits"]
+    return _table(titles, rows, width, numbers=range(3, 9), states=(1,)) if rows else ["no circuits"]
 
 
-def table_of_limiters(document: Document) -> list[str]:
-    """The lines of a table of rate limiters, as `GET /admin/limiters` lists them."""
+def table_of_limiters(document: Document, *, width: int | None = None) -> list[str]:
+    """The lines of a table of rate limiters, as `GET /admin/limiters` lists them. With a `width` long cells are shortened."""
     rows = [
         (
             limiter["name"],
-            ", ".join(limiter["limits"]),
+            ", ".join(map(_limit, limiter["limits"])),
             limiter["allowed"],
             limiter["denied"],
             limiter["shadow_denied"],
@@ -189,10 +197,10 @@ def table_of_limiters(document: Document) -> list[str]:
         for limiter in document["limiters"]
     ]
     titles = ("limiter", "limits", "allowed", "refused", "in shadow", "waited", "override", "refused most")
-    return _table(titles, rows, numbers=range(2, 6)) if rows else ["no rate limiters"]
+    return _table(titles, rows, width, numbers=range(2, 6)) if rows else ["no rate limiters"]
 
 
-def _table_of_workers(circuit: Document) -> list[str]:
+def _table_of_workers(circuit: Document, width: int | None) -> list[str]:
     rows = [
         (
             _worker(each["worker"]),
@@ -203,13 +211,13 @@ def _table_of_workers(circuit: Document) -> list[str]:
         for each in circuit["by_worker"]
     ]
     titles = ("worker", "state", "in a row", "succeeded", "failed", "ignored", "refused")
-    return _table(titles, rows, numbers=range(2, 7), states=(1,))
+    return _table(titles, rows, width, numbers=range(2, 7), states=(1,))
 
 
-def _table_of_events(document: Document, most: int) -> list[str]:
+def _table_of_events(document: Document, most: int, width: int | None) -> list[str]:
     rows = [
         (
-            time.strftime("%H:%M:%S", time.localtime(event["at"])),
+            _clock(event["at"]),
             event["policy"],
             event["type"].lower().replace("_", " "),
             _event(event),
@@ -217,15 +225,43 @@ def _table_of_events(document: Document, most: int) -> list[str]:
         )
         for event in document["events"][-most:]
     ]
-    return _table(("at", "policy", "what", "", "worker"), rows) if rows else ["no events"]
+    return _table(("at", "policy", "what", "", "worker"), rows, width) if rows else ["no events"]
+
+
+def _table_of_audit(document: Document, most: int, width: int | None) -> list[str]:
+    rows = [
+        (
+            _clock(entry["at"]),
+            entry["author"],
+            entry["action"],
+            entry["target"],
+            entry["outcome"],
+            "" if entry["ttl"] is None else f"for {entry['ttl']:g} s",
+            entry["reason"],
+            "; ".join([*filter(None, [entry["detail"]]), *(f"not reached: {each}" for each in entry["unreached"])]),
+        )
+        for entry in reversed(document["entries"][:most])
+    ]
+    titles = ("at", "who", "what", "to", "outcome", "", "why", "")
+    return _table(titles, rows, width) if rows else ["nobody has changed anything since these workers began"]
 
 
 def _table(
-    titles: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Iterable[int] = (), states: Iterable[int] = ()
+    titles: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    most: int | None,
+    *,
+    numbers: Iterable[int] = (),
+    states: Iterable[int] = (),
 ) -> list[str]:
-    """Columns as wide as they need to be. Those of `numbers` are aligned right, those of `states` have their colour."""
-    texts = [[_printable(str(cell), most=LONGEST_CELL) for cell in row] for row in rows]
+    """Columns as wide as they need to be; where that is more than `most`, the widest give way. Those of `numbers` are aligned
+    right, those of `states` have their colour."""
+    texts = [[_printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(titles, *texts, strict=True)]
+    if most is not None:
+        while sum(widths) + 2 * (len(widths) - 1) > most and max(widths) > NARROWEST:
+            widths[widths.index(max(widths))] -= 1
+        texts = [[_shortened(cell, width) for cell, width in zip(row, widths, strict=True)] for row in texts]
     right, coloured = set(numbers), set(states)
 
     def line(cells: Sequence[str]) -> str:
@@ -243,19 +279,33 @@ def _table(
 
 def _moment(circuit: Document) -> str:
     state, expires = circuit["state"], circuit.get("expires_in")
-    if state == "open":
-        return f"probe in {circuit['retry_after']:.0f} s" if circuit["retry_after"] else "probe due"
-    if expires is not None:
-        return f"for {expires:.0f} s more"
     in_it = circuit["states"].get(state, 0)
     workers = sum(circuit["states"].values())
-    return f"in {in_it} of {workers}" if in_it < workers else ""
+    said = [f"in {in_it} of {workers}"] if in_it < workers else []
+    if state == "open":
+        said.append(f"probe in {circuit['retry_after']:.0f} s" if circuit["retry_after"] else "probe due")
+    elif expires is not None:
+        said.append(f"for {expires:.0f} s more")
+    return ", ".join(said)
 
 
 def _cause(circuit: Document) -> str:
-    if circuit["state"] == "closed" and not circuit["author"]:
-        return ""
-    return f"{circuit['cause'] or ''}{_by(circuit['author'])}{_because(circuit['reason'])}"
+    sharing = circuit.get("sharing") or {}
+    votes = sharing.get("votes") or ()
+    said = [f"{len(votes)} of {sharing.get('quorum', 1)} votes: {', '.join(votes)}"] if votes else []
+    if circuit["state"] != "closed" or circuit["author"]:
+        said.insert(0, f"{circuit['cause'] or ''}{_by(circuit['author'])}{_because(circuit['reason'])}")
+    return "; ".join(filter(None, said))
+
+
+_LIMIT: Final = re.compile(r"(\d+) per (1|60|3600|86400) s\b(.*)")
+_UNITS: Final = {"1": "second", "60": "minute", "3600": "hour", "86400": "day"}
+
+
+def _limit(text: str) -> str:
+    """A limit as people say it: 10 per hour, not per 3600 s."""
+    found = _LIMIT.fullmatch(text)
+    return f"{found[1]} per {_UNITS[found[2]]}{found[3]}" if found else text
 
 
 def _override(limiter: Document) -> str:
@@ -272,6 +322,9 @@ def _event(event: Document) -> str:
         return f"{moved}{_by(event['author'])}{_because(event['reason'])}"
     if event["type"] == "REFUSED":
         return f"{event['count']} of {event['key']}"
+    if event["type"] == "OVERRIDE":
+        instead = f"{event['limits']} instead" if event["limits"] else "its own limits again"
+        return f"{instead}{_by(event['author'])}{_because(event['reason'])}"
     told = (event.get(name) for name in ("error", "rule", "limits", "mode", "key", "count"))
     return str(next((value for value in told if value not in (None, "")), ""))
 
@@ -292,10 +345,22 @@ def _worker(worker: Document) -> str:
     return f"{worker['host']} {worker['pid']}"
 
 
-def _printable(text: str, *, most: int = LONGEST_LINE) -> str:
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))
+
+
+def _printable(text: str) -> str:
     # Keys of limits are what callers made of them: none of it may speak to the terminal.
-    kept = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return kept if len(kept) <= most else f"{kept[: most - 3]}..."
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _width() -> int | None:
+    """Characters of a line of the terminal; None where the output goes elsewhere, which takes any."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _missing(document: Document) -> list[str]:
@@ -323,11 +388,14 @@ class _Address:
             url, token = url or known_url, token or known_token
         if not url:
             raise click.UsageError(
-                "say where the admin listener is: --url http://127.0.0.1:8001 or RESILIENCE_ADMIN_URL"
+                "say where the admin endpoint is, with --url http://127.0.0.1:8001 or RESILIENCE_ADMIN_URL. Where the "
+                "application is served by `flask run` that is --url http://127.0.0.1:5000. It is known by itself only "
+                "where the application has a listener for it alone (RESILIENCE_ADMIN_PORT)"
             )
         if not token:
             raise click.UsageError(
-                "the admin endpoint needs its token: set RESILIENCE_ADMIN_TOKEN, or use --token-file"
+                "the admin endpoint needs its token: set RESILIENCE_ADMIN_TOKEN, or use --token-file. "
+                "The service needs the same one: without a token it has no admin endpoint"
             )
         return AdminClient(url, token, author=self.author)
 
@@ -367,6 +435,21 @@ def resilience(
     context.obj = _Address(url, token, _author() if author is None else author, context.find_object(ScriptInfo))
 
 
+_TIME: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|min|h|d|)")
+_SECONDS: Final = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
+
+
+def _time(said: str) -> float:
+    """Seconds, or a number with a unit. Raises `click.BadParameter`."""
+    found = _TIME.fullmatch(said.strip().lower())
+    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    if not 0 < seconds <= LONGEST_TERM:
+        raise click.BadParameter(
+            f"{said!r} is no time: seconds, or such as 90s, 10m, 1h or 2d, above 0 and at most 30d"
+        )
+    return seconds
+
+
 def _author() -> str:
     try:
         return getpass.getuser()
@@ -376,6 +459,37 @@ def _author() -> str:
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="What the endpoint answered, instead of a table.")
 _reason = click.option("--reason", default="", help="Why: kept with it, and in the audit log.")
+_TERM: Final = "For how long: seconds, or such as 90s, 10m, 1h or 2d; at most 30d."
+
+
+@contextmanager
+def _near(client: AdminClient, kind: str, name: str) -> Iterator[None]:
+    """Names those that are like it where there is none of this name."""
+    try:
+        yield
+    except AdminRefused as refusal:
+        if refusal.status != http.client.NOT_FOUND or not refusal.message.startswith("no "):
+            raise
+        names = [str(each["name"]) for each in client.get(kind)[kind]]
+        like = _alike(name, names)
+        hint = f"did you mean {' or '.join(map(repr, like))}?" if like else f"`resilience {kind}` lists the names"
+        raise AdminRefused(refusal.status, _printable(f"no {kind[:-1]} is named {name!r}: {hint}")) from None
+
+
+def _alike(name: str, names: Sequence[str]) -> list[str]:
+    """Those of which it is a part (a limiter is called after the application, too), then those that are written alike."""
+    wanted = name.lower()
+    parts = [each for each in names if wanted and wanted in each.lower()]
+    parts.sort(key=lambda each: (not each.lower().endswith(f".{wanted}"), len(each)))
+    folded = {each.lower(): each for each in names}
+    alike = [folded[each] for each in difflib.get_close_matches(wanted, folded)]
+    ends = {each.lower().rpartition(".")[2]: each for each in names}
+    alike += [ends[each] for each in difflib.get_close_matches(wanted, ends, cutoff=0.65)]
+    return list(dict.fromkeys([*parts, *alike]))[:3]
+
+
+def _print_limiter(document: Document) -> None:
+    _print(document, [*table_of_limiters({"limiters": [document["limiter"]]}, width=_width()), *_missing(document)])
 
 
 @resilience.command()
@@ -384,11 +498,16 @@ _reason = click.option("--reason", default="", help="Why: kept with it, and in t
 @click.pass_obj
 def circuits(address: _Address, name: str | None, as_json: bool) -> None:
     """List every circuit, or show one, worker by worker."""
-    document = address.client().get("circuits", name) if name else address.client().get("circuits")
-    listed = {"circuits": [document["circuit"]]} if name else document
-    lines = [*table_of_circuits(listed), *_missing(document)]
+    client, width = address.client(), _width()
     if name:
-        lines += ["", *_table_of_workers(document["circuit"])]
+        with _near(client, "circuits", name):
+            document = client.get("circuits", name)
+    else:
+        document = client.get("circuits")
+    listed = {"circuits": [document["circuit"]]} if name else document
+    lines = [*table_of_circuits(listed, width=width), *_missing(document)]
+    if name:
+        lines += ["", *_table_of_workers(document["circuit"], width)]
     _print(document, lines, as_json=as_json)
 
 
@@ -398,7 +517,7 @@ def circuits(address: _Address, name: str | None, as_json: bool) -> None:
 def limiters(address: _Address, as_json: bool) -> None:
     """List every rate limiter."""
     document = address.client().get("limiters")
-    _print(document, [*table_of_limiters(document), *_missing(document)], as_json=as_json)
+    _print(document, [*table_of_limiters(document, width=_width()), *_missing(document)], as_json=as_json)
 
 
 @resilience.command()
@@ -409,40 +528,42 @@ def limiters(address: _Address, as_json: bool) -> None:
 def events(address: _Address, policy: str | None, most: int, as_json: bool) -> None:
     """List what happened lately."""
     document = address.client().get("events", limit=most, policy=policy)
-    _print(document, [*_table_of_events(document, most), *_missing(document)], as_json=as_json)
+    _print(document, [*_table_of_events(document, most, _width()), *_missing(document)], as_json=as_json)
 
 
 def _move(action: str, summary: str, *, for_a_time: bool) -> None:
     def command(address: _Address, name: str, reason: str, seconds: float | None = None) -> None:
-        document = address.client().post("circuits", name, action, reason=reason, ttl=seconds)
-        _print(document, [*table_of_circuits({"circuits": [document["circuit"]]}), *_missing(document)])
+        with _near(client := address.client(), "circuits", name):
+            document = client.post("circuits", name, action, reason=reason, ttl=seconds)
+        listed = {"circuits": [document["circuit"]]}
+        _print(document, [*table_of_circuits(listed, width=_width()), *_missing(document)])
 
     made: Callable[..., Any] = click.argument("name")(_reason(click.pass_obj(command)))
     if for_a_time:
-        made = click.option("--for", "seconds", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS")(made)
+        made = click.option("--for", "seconds", type=_time, metavar="TIME", help=_TERM)(made)
     resilience.command(action, help=summary)(made)
 
 
-_move("open", "Refuse every call, for some seconds or until somebody moves it.", for_a_time=True)
-_move(
-    "close", "Let calls pass: for some seconds whatever comes of them, otherwise as it finds itself.", for_a_time=True
-)
+_move("open", "Refuse every call, for some time or until somebody moves it.", for_a_time=True)
+_move("close", "Let calls pass: for some time whatever comes of them, otherwise as it finds itself.", for_a_time=True)
 _move("half-open", "Let probes pass.", for_a_time=False)
-_move("disable", "Let calls pass and count nothing, for some seconds or until somebody moves it.", for_a_time=True)
-_move("metrics-only", "Let calls pass and count them, for some seconds or until somebody moves it.", for_a_time=True)
+_move("disable", "Let calls pass and count nothing, for some time or until somebody moves it.", for_a_time=True)
+_move("metrics-only", "Let calls pass and count them, for some time or until somebody moves it.", for_a_time=True)
 _move("reset", "Close a circuit and forget what it has counted.", for_a_time=False)
 
 
 @resilience.command()
 @click.argument("name")
 @click.argument("limits")
-@click.option("--for", "seconds", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", required=True)
+@click.option("--for", "seconds", type=_time, metavar="TIME", required=True, help=_TERM)
+@click.option("--burst", type=click.IntRange(1), help="Calls at once, of each of the limits. Default: as they say.")
 @_reason
 @click.pass_obj
-def override(address: _Address, name: str, limits: str, seconds: float, reason: str) -> None:
-    """Let other LIMITS, such as 50/second, hold for a limiter for some seconds."""
-    document = address.client().post("limiters", name, "override", limits=limits, ttl=seconds, reason=reason)
-    _print(document, [*table_of_limiters({"limiters": [document["limiter"]]}), *_missing(document)])
+def override(address: _Address, name: str, limits: str, seconds: float, burst: int | None, reason: str) -> None:
+    """Let other LIMITS, such as 50/second, hold for a limiter for some time."""
+    with _near(client := address.client(), "limiters", name):
+        document = client.post("limiters", name, "override", limits=limits, burst=burst, ttl=seconds, reason=reason)
+    _print_limiter(document)
 
 
 @resilience.command()
@@ -451,8 +572,35 @@ def override(address: _Address, name: str, limits: str, seconds: float, reason: 
 @click.pass_obj
 def restore(address: _Address, name: str, reason: str) -> None:
     """Let a limiter's own limits hold again."""
-    document = address.client().post("limiters", name, "restore", reason=reason)
-    _print(document, [*table_of_limiters({"limiters": [document["limiter"]]}), *_missing(document)])
+    client = address.client()
+    with _near(client, "limiters", name):
+        stood = [each["override"] for each in client.get("limiters")["limiters"] if each["name"] == name]
+        document = client.post("limiters", name, "restore", reason=reason)
+    if stood == [None]:
+        click.echo(f"{_printable(name)}: nothing to restore, its own limits held already", err=True)
+    _print_limiter(document)
+
+
+@resilience.command()
+@click.argument("name")
+@click.argument("key")
+@_reason
+@click.pass_obj
+def fill(address: _Address, name: str, key: str, reason: str) -> None:
+    """Fill the bucket that KEY, such as an address, has under a limiter."""
+    with _near(client := address.client(), "limiters", name):
+        document = client.post("limiters", name, "reset", key=key, reason=reason)
+    _print_limiter(document)
+
+
+@resilience.command()
+@click.option("--most", type=click.IntRange(1, 200), default=50, show_default=True, help="How many, the latest.")
+@_as_json
+@click.pass_obj
+def audit(address: _Address, most: int, as_json: bool) -> None:
+    """List who did what lately."""
+    document = address.client().get("audit")
+    _print(document, [*_table_of_audit(document, most, _width()), *_missing(document)], as_json=as_json)
 
 
 @resilience.command()
@@ -502,6 +650,7 @@ def _may_pass(status: int) -> bool:
 
 
 def _overview(client: AdminClient) -> list[str]:
+    width = _width()
     found, limits = client.get("circuits"), client.get("limiters")
     happened = client.get("events", limit=LINES_OF_EVENTS)
     workers = len(found["workers"]["answered"])
@@ -509,11 +658,11 @@ def _overview(client: AdminClient) -> list[str]:
         f"{time.strftime('%H:%M:%S')}  {workers} worker{'' if workers == 1 else 's'}",
         *_missing(found),
         "",
-        *table_of_circuits(found),
+        *table_of_circuits(found, width=width),
         "",
-        *table_of_limiters(limits),
+        *table_of_limiters(limits, width=width),
         "",
-        *_table_of_events(happened, LINES_OF_EVENTS),
+        *_table_of_events(happened, LINES_OF_EVENTS, width),
     ]
 
 

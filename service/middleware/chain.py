@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     from service.middleware.authentication import Authenticator
     from service.middleware.rate_limit import Limiter
 
-__all__ = ["CHAIN", "ON_ADMIN_LISTENER", "Middleware", "Proceed", "build_chain", "compose", "refuse_unknown_names"]
-
-ON_ADMIN_LISTENER = "longconn.reserved_listener"
-"""Where the worker puts into a request's environment whether it came in on the reserved listener: the admin listener."""
+__all__ = ["CHAIN", "Middleware", "Proceed", "build_chain", "compose", "refuse_unknown_names"]
 
 CHAIN = (
     "request_id",

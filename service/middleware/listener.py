@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 import flask
 from werkzeug.exceptions import NotFound
 
-from service.middleware.chain import ON_ADMIN_LISTENER
 from service.middleware.current import current_request
 from service.middleware.link import Proceed
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["Listener", "came_in_on_admin_listener"]
+__all__ = ["ON_ADMIN_LISTENER", "Listener", "came_in_on_admin_listener"]
+
+ON_ADMIN_LISTENER = "longconn.reserved_listener"
+"""Where the worker puts into a request's environment whether it came in on the reserved listener: the admin listener."""
 
 ADMIN_ROOT = "/admin"
 METRICS = "/metrics"

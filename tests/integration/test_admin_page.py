@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,3 +124,51 @@ def test_lists_that_a_reload_empties_say_so(browser: Browser) -> None:
         for shown in (page.get_by_role("log", name="Events"), page.get_by_role("list", name="Who did what")):
             note = page.locator(f"#{shown.get_attribute('aria-describedby')}")
             expect(note).to_contain_text("a reload or restart empties this list")
+
+
+def test_what_was_called_before_the_page_was_opened_is_not_said_to_be_nothing(browser: Browser) -> None:
+    called = CircuitBreaker(name="called")
+    called.call(str)
+    limiter = RateLimiter("5/second", name="counted", key="all")
+    with opened_page(browser, application([called], [limiter])) as page:
+        card = page.locator("#circuit-list > li")
+        expect(card.locator(".peak")).to_have_text(re.compile(r"^no calls yet, watched for \d+ s$"))
+        expect(card.get_by_role("img")).to_have_attribute(
+            "aria-label", re.compile(r"^Calls of the \d+ seconds? since this page looks: 0 succeeded")
+        )
+        called.call(str)
+        expect(card.locator(".peak")).to_have_text(re.compile(r"^peak 1/s, watched for \d+ s$"), timeout=PATIENCE)
+
+
+def test_whoever_opens_a_circuit_without_saying_for_how_long_opens_it_for_ten_minutes(browser: Browser) -> None:
+    circuit = CircuitBreaker(name="a")
+    with opened_page(browser, application([circuit], [])) as page:
+        expect(page.locator("#leave")).to_have_text("Sign out")  # nobody has said a name
+        page.get_by_role("button", name="Open a", exact=True).click()
+        expect(page.locator("#order-time")).to_have_value("600")
+        page.locator("#order-confirm").click()
+        expect(page.locator(".moment")).to_contain_text("over in", timeout=PATIENCE)
+        page.get_by_role("button", name="Disable a", exact=True).click()
+        expect(page.locator("#order-time")).to_have_value("")
+
+
+def test_a_limit_is_said_as_people_say_it_and_other_ones_may_have_a_burst(browser: Browser) -> None:
+    limiter = RateLimiter("10/hour", name="api", key="all")
+    with opened_page(browser, application([CircuitBreaker(name="a")], [limiter])) as page:
+        row = page.locator("#limiter-list > tr")
+        expect(row.locator(".in-force")).to_have_text("10 per hour")
+        row.get_by_role("button", name="Override api").click()
+        page.get_by_label("Limits", exact=True).fill("20/minute")
+        page.get_by_label("Calls at once").fill("40")
+        page.locator("#order-confirm").click()
+        expect(row.locator(".in-force")).to_have_text("20 per minute burst 40", timeout=PATIENCE)
+        expect(row.locator(".override")).to_contain_text("instead of 10 per hour")
+
+
+def test_settings_have_units_and_say_which_nobody_has_chosen(browser: Browser) -> None:
+    circuit = CircuitBreaker(name="a", failure_rate=0.5, reset_timeout=7)
+    with opened_page(browser, application([circuit], [])) as page:
+        page.get_by_label("Workers and settings of a").first.click()
+        settings = page.get_by_role("table", name="Settings of a")
+        for name, said in (("failure rate", "50 %"), ("reset timeout", "7 s"), ("window calls", "100 calls (default)")):
+            expect(settings.get_by_role("row", name=name, exact=False).first).to_contain_text(f"{name}{said}")

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from flask import Flask
 
 from resilience import CircuitBreaker, RateLimiter, Resilience, circuit_breaker, create_admin_blueprint
 from resilience.adapters.answering import PARTS
+from resilience.adapters.meeting import folder_of
 from resilience.adapters.metrics import families
 from resilience.adapters.signals import SIGNALS
 from resilience.adapters.terminal import resilience as commands
@@ -41,14 +43,15 @@ VARYING = frozenset({"since", "retry_after", "expires_in", "host", "pid"})
 
 @pytest.fixture
 def no_leftovers() -> Iterator[None]:
-    """The file of shared memory that the page names does not exist before, nor after."""
+    """The file of shared memory that the page names does not exist before, nor after, nor does the folder that goes with it."""
     names = re.findall(r"shm://(page-[a-z-]+)", PAGE.read_text(encoding="utf-8"))
-    paths = [SharedMemoryStateStorage(f"shm://{name}").path for name in names]
-    for path in paths:
-        path.unlink(missing_ok=True)
+    states = [SharedMemoryStateStorage(f"shm://{name}") for name in names]
+    for state in states:
+        state.path.unlink(missing_ok=True)
     yield
-    for path in paths:
-        path.unlink(missing_ok=True)
+    for state in states:
+        state.path.unlink(missing_ok=True)
+        shutil.rmtree(folder_of(state) or "", ignore_errors=True)
 
 
 @pytest.mark.usefixtures("no_leftovers")
@@ -58,7 +61,7 @@ def no_leftovers() -> Iterator[None]:
     ids=lambda value: value.stem if isinstance(value, Path) else value,
 )
 def test_the_code_of_a_section_runs_and_answers_as_printed(document: Path, section: str) -> None:
-    check_section(document, section)
+    check_section(document, section, {"RESILIENCE_ADMIN_TOKEN": TOKEN})
 
 
 def test_nothing_in_python_is_left_out() -> None:

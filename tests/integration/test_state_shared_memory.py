@@ -51,7 +51,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-both_kinds = pytest.mark.parametrize("kind", ["mutexes", "records"])
+both_kinds = pytest.mark.parametrize("kind", ["mutexes", pytest.param("records", marks=pytest.mark.prove)])
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,7 @@ def test_no_change_of_greenlets_of_several_processes_is_lost(path: Path) -> None
     assert 1_000 == run(script, path, patched=True)
 
 
+@pytest.mark.prove  # files of limits, which are made by the same code, show it every time
 def test_processes_that_make_the_file_at_the_same_time_share_one(path: Path) -> None:
     script = """
     ready, go = os.pipe()
@@ -239,7 +240,7 @@ def test_what_a_member_leaves_is_there_or_not_when_it_is_killed_at_any_step(path
     assert [["2", ""], ["3", ""], ["3", "4"]] == killed_at_every_step(path, script)
 
 
-@pytest.mark.parametrize("kind", ["mutexes", pytest.param("records", marks=pytest.mark.prove)])
+@both_kinds
 def test_processes_killed_at_random_instants_wedge_nothing_and_tear_nothing(path: Path, kind: str) -> None:
     script = """
     records = storage(16)

@@ -124,12 +124,47 @@ def test_a_limit_is_overridden_and_restored(served: Served) -> None:
     assert (0, True) == (status, "99" in text)
     assert "99 per 1 s" in str(served.limiter.snapshot().limits)
     status, text = served.run("restore", "api")
-    assert (0, True) == (status, "10 per 60 s" in text)
+    assert (0, True, False) == (status, "10 per minute" in text, "nothing to restore" in text)
+    _, text = served.run("events", "--policy", "api")
+    assert "its own limits again" in text.splitlines()[-1]
+    _, text = served.run("restore", "api")
+    assert text.startswith("api: nothing to restore, its own limits held already")
+
+
+def test_an_override_may_have_a_burst(served: Served) -> None:
+    status, text = served.run("override", "api", "5/second", "--burst", "7", "--for", "1m")
+    assert (0, True) == (status, "5 per second burst 7" in text)
+
+
+def test_the_bucket_of_a_caller_is_filled(served: Served) -> None:
+    with served.app.app_context():
+        assert [True] * 10 + [False] == [served.limiter.try_acquire().allowed for _ in range(11)]
+        status, text = served.run("fill", "api", "everybody")
+        assert (0, True) == (status, "api" in text)
+        assert served.limiter.try_acquire().allowed
+
+
+def test_who_did_what_is_listed_the_latest_last(served: Served) -> None:
+    served.run("--author", "anna", "open", "payments", "--reason", "paying twice", "--for", "1m")
+    served.run("--author", "bert", "close", "payments")
+    status, text = served.run("audit", "--most", "2")
+    opened, closed = text.splitlines()[1:]
+    assert (0, True) == (status, "anna (127.0.0.1)  open   circuit payments  done     for 60 s  paying twice" in opened)
+    assert "bert (127.0.0.1)  close" in closed
 
 
 def test_a_name_that_there_is_not_is_an_error_that_says_so(served: Served) -> None:
     status, text = served.run("circuits", "nothing")
-    assert (1, True) == (status, "Error: no circuit is named 'nothing'" in text)
+    assert (1, True) == (status, "Error: no circuit is named 'nothing': `resilience circuits` lists the names" in text)
+
+
+def test_a_name_that_is_nearly_one_is_answered_with_it(served: Served) -> None:
+    for command in ("circuits", "open"):
+        status, text = served.run(command, "paymnts")
+        assert (1, True) == (status, "no circuit is named 'paymnts': did you mean 'payments'?" in text)
+    for command, *more in (("fill", "x"), ("override", "1/s", "--for", "1h"), ("restore",)):
+        status, text = served.run(command, "apis", *more)
+        assert (1, True) == (status, "no limiter is named 'apis': did you mean 'api'?" in text)
 
 
 def test_a_wrong_token_is_an_error_that_says_what_to_do(served: Served) -> None:

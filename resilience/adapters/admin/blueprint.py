@@ -86,6 +86,8 @@ def create_admin_blueprint(
         except HTTPException as refusal:
             error = refusal
         else:
+            if isinstance(error, RoutingException):
+                return None  # it leads somewhere, at another address
             error = _said_better(error, request.path.removeprefix(url_prefix))
         return _forbid_storing(current_app.make_response(_answer_error(error)))
 
@@ -142,7 +144,7 @@ def _check_application(registered: BlueprintSetupState) -> None:
 def _said_better(error: HTTPException, path: str) -> HTTPException:
     """An error of routing, with what to do about it where that is known."""
     _, kind, *rest = path.split("/")
-    if request.method != "POST" or kind not in _ORDERS or len(rest) < 2 or isinstance(error, RoutingException):
+    if request.method != "POST" or kind not in _ORDERS or len(rest) < 2:
         return error
     return NotFound(f"there is no order {rest[-1]!r} for {kind}: there is {', '.join(_ORDERS[kind])}")
 

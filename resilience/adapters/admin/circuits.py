@@ -124,6 +124,7 @@ def merge_circuit(name: str, snapshots: Snapshots) -> dict[str, Any]:
         "slow_call_rate": _rate(settings, "slow_call_rate", window, "slow"),
         "calls": {kind: sum(report.get(kind, 0) for report in reports) for kind in _CALLS},
         "settings": settings,
+        "origins": concerned.get("origins", {}),
         "sharing": _merge_sharing(concerned, reports),
         "by_worker": [{"worker": worker.describe(), **_own(report)} for worker, report in snapshots],
     }

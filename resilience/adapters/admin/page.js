@@ -44,6 +44,22 @@ function rate(percent, rule) {
   return rule === null || rule === undefined ? "no rule" : "too few calls";
 }
 
+// 10 per hour, as people say it, and not per 3600 s.
+const limit = (text) => text.replace(/^(\d+) per (1|60|3600|86400) s\b/, (_, calls, period) => `${calls} per ${{ 1: "second", 60: "minute", 3600: "hour", 86400: "day" }[period]}`);
+
+const UNITS = {
+  failure_rate: "%", slow_call_rate: "%", slow_call_duration: "s", window_calls: "calls", window_seconds: "s",
+  minimum_calls: "calls", fail_max: "failures in a row", reset_timeout: "s", success_threshold: "successes",
+  half_open_max_calls: "calls", probe_lease: "s", open_time_growth: "times", open_time_cap: "s", open_time_jitter: "of it",
+  quorum: "hosts",
+};
+
+function setting(name, value, origin) {
+  const unit = UNITS[name];
+  const said = unit && typeof value === "number" ? `${unit === "%" ? Number((100 * value).toFixed(1)) : value} ${unit}` : String(value);
+  return origin === "default" ? `${said} (default)` : said;
+}
+
 const workerName = (worker) => (worker ? `${worker.host} ${worker.pid}` : "");
 
 const until = (seconds) => (seconds === null || seconds === undefined ? "" : `, for ${duration(Math.round(seconds))}`);
@@ -137,6 +153,7 @@ class History {
     this.kinds = kinds;
     this.slots = Array.from({ length: SLOTS + LATE + 1 }, () => this.empty(-1));
     this.last = null;
+    this.began = null; // before it nothing is known: the counters do not tell when
     this.latest = -Infinity; // the second of the latest call
     this.drawn = { second: null, quiet: false, peak: 0 };
   }
@@ -152,6 +169,7 @@ class History {
   }
 
   add(counters, now) {
+    this.began ??= now;
     if (this.last && now > this.last.now && this.kinds.some((kind) => counters[kind] > this.last.counters[kind])) {
       const { now: then, counters: before } = this.last;
       this.latest = Math.floor(now / 1_000);
@@ -164,17 +182,28 @@ class History {
     this.last = { now, counters: { ...counters } };
   }
 
+  // For how many of the seconds that are shown there was somebody to look.
+  watched(now) {
+    return Math.min(SLOTS, Math.floor((now - this.began) / 1_000));
+  }
+
+  span(now) {
+    const watched = this.watched(now);
+    return watched < SLOTS ? `${plural(watched, "second")} since this page looks` : `last ${SLOTS} seconds`;
+  }
+
   // Once a second at most, and not again and again where there is nothing.
   draw(svg, now) {
     const present = Math.floor(now / 1_000) - LATE;
     const quiet = this.latest <= present - SLOTS;
-    if (this.drawn.second !== present && !(quiet && this.drawn.quiet)) {
-      this.drawn = { second: present, quiet, peak: this.redraw(svg, present) };
+    const full = this.watched(now) >= SLOTS;
+    if (this.drawn.second !== present && !(quiet && full && this.drawn.quiet)) {
+      this.drawn = { second: present, quiet: quiet && full, peak: this.redraw(svg, present, this.span(now)) };
     }
     return this.drawn.peak;
   }
 
-  redraw(svg, present) {
+  redraw(svg, present, span) {
     const seconds = Array.from({ length: SLOTS }, (_, age) => {
       const slot = present - age < 0 ? this.empty(-1) : this.slots[(present - age) % this.slots.length];
       return slot.second === present - age ? slot : this.empty(-1);
@@ -193,7 +222,7 @@ class History {
     });
     for (const kind of this.kinds) attribute(svg.querySelector(`.${kind}`), "d", paths[kind]);
     const totals = this.kinds.map((kind) => `${count(seconds.reduce((total, slot) => total + slot[kind], 0))} ${kind}`);
-    attribute(svg, "aria-label", `Calls of the last ${SLOTS} seconds: ${totals.join(", ")}`);
+    attribute(svg, "aria-label", `Calls of the ${span}: ${totals.join(", ")}`);
     return peak;
   }
 }
@@ -288,7 +317,7 @@ class CircuitCard extends Listed {
     const said = [];
     if (cause && !(CALM.has(state) && !author)) said.push(`${cause}${by(author)}${because(reason)}`);
     const votes = (sharing && sharing.votes) || [];
-    if (votes.length) said.push(`ill for ${votes.join(", ")} (${sharing.quorum} hosts open it for all)`);
+    if (votes.length) said.push(`${votes.length} of ${plural(sharing.quorum, "vote")} to open it for all: ${votes.join(", ")}`);
     if (sharing && sharing.alone) said.push(`${plural(sharing.alone, "worker")} on their own: the shared state is out of reach`);
     return said.join("; ");
   }
@@ -314,7 +343,9 @@ class CircuitCard extends Listed {
     }
     say(this.moment, parts.join(" · "));
     const peak = this.history.draw(this.spark, now);
-    say(this.peak, peak ? `peak ${count(peak)}/s` : "no calls for 60 s");
+    const watched = this.history.watched(now);
+    const since = watched < SLOTS ? `, watched for ${watched} s` : "";
+    say(this.peak, peak ? `peak ${count(peak)}/s${since}` : since ? `no calls yet${since}` : `no calls for ${SLOTS} s`);
   }
 
   async showDetail() {
@@ -324,12 +355,14 @@ class CircuitCard extends Listed {
       const workers = circuit.by_worker.map((each) => [
         workerName(each.worker), each.state, count(each.failures), count(each.succeeded), count(each.failed), count(each.not_permitted),
       ]);
-      const settings = Object.entries(circuit.settings).filter(([, value]) => value !== null);
+      const settings = Object.entries(circuit.settings)
+        .filter(([, value]) => value !== null)
+        .map(([name, value]) => [name, setting(name, value, circuit.origins?.[name])]);
       const { uri, reach } = circuit.sharing || {};
       settings.push(["shared", uri ? `${reach === "hosts" ? "by all hosts" : "by this host's workers"}, ${uri}` : "by nobody: each worker for itself"]);
       this.detail.replaceChildren(
         table(`Workers of ${this.name}`, ["Worker", "State", "In a row", "Succeeded", "Failed", "Refused"], workers),
-        table(`Settings of ${this.name}`, ["Setting", "Value"], settings.map(([name, value]) => [name.replaceAll("_", " "), String(value)])),
+        table(`Settings of ${this.name}`, ["Setting", "Value"], settings.map(([name, said]) => [name.replaceAll("_", " "), said])),
       );
     } catch (error) {
       this.detail.replaceChildren(made("p", error.message, "problem"));
@@ -394,7 +427,7 @@ class LimiterRow extends Listed {
 
   show(now) {
     const { limiter } = this;
-    say(this.inForce, limiter.limits.join(", "));
+    say(this.inForce, limiter.limits.map(limit).join(", "));
     say(this.numbers.allowed, count(limiter.allowed));
     say(this.numbers.denied, count(limiter.denied) + (limiter.shadow_denied ? ` (+${count(limiter.shadow_denied)} in shadow)` : ""));
     say(this.numbers.waited, count(limiter.waited));
@@ -419,7 +452,7 @@ class LimiterRow extends Listed {
     let text = "";
     if (override) {
       const left = override.expires_in === null ? "" : `, over in ${duration(Math.ceil(override.expires_in - (now - this.at) / 1_000))}`;
-      text = `instead of ${override.replaces.join(", ")}${left}${by(override.author)}${because(override.reason)}`;
+      text = `instead of ${override.replaces.map(limit).join(", ")}${left}${by(override.author)}${because(override.reason)}`;
     }
     say(this.override, text);
     this.history.draw(this.spark, now);
@@ -723,6 +756,7 @@ const ORDERS = {
   open: {
     meaning: "Every call is refused, in every worker, until the time is over.",
     openEnded: "until somebody moves it",
+    time: "600", // who forgets it has not closed the door for good
   },
   close: {
     meaning: "Calls pass. For a time: whatever comes of them. Otherwise the circuit is left to itself again.",
@@ -755,10 +789,13 @@ function openOrder(action, name, from) {
   const openEnded = find("order-time-open-ended");
   openEnded.textContent = what.openEnded || "";
   openEnded.hidden = openEnded.disabled = !what.openEnded;
-  find("order-time").value = what.openEnded ? "" : "600";
+  find("order-time").value = what.time ?? (what.openEnded ? "" : "600");
   shown(find("order-limits-row"), Boolean(what.limits));
   find("order-limits").required = Boolean(what.limits);
   find("order-limits").value = "";
+  shown(find("order-burst-row"), Boolean(what.limits));
+  find("order-burst").disabled = !what.limits;
+  find("order-burst").value = "";
   shown(find("order-key-row"), Boolean(what.key));
   find("order-key").required = Boolean(what.key);
   find("order-key").value = what.key ? rows.get(name).limiter.top?.[0]?.key || "" : "";
@@ -779,6 +816,7 @@ function bodyOfOrder() {
   const time = find("order-time-row").hidden ? "" : find("order-time").value;
   if (time) body.ttl = Number(time === "other" ? find("order-seconds").value : time);
   if (order.limits) body.limits = find("order-limits").value.trim();
+  if (order.limits && find("order-burst").value) body.burst = Number(find("order-burst").value);
   if (order.key) body.key = find("order-key").value.trim();
   return body;
 }
@@ -839,7 +877,7 @@ function showBoard(session) {
   shown(find("sign-in"), false);
   shown(find("board"), true);
   shown(find("leave"), Boolean(csrf));
-  find("leave").textContent = session.author ? `Sign out ${session.author}` : "Sign out";
+  find("leave").textContent = session.author && session.author !== "page" ? `Sign out ${session.author}` : "Sign out";
   connection("waiting", "Connecting");
   startStream();
 }

@@ -187,6 +187,14 @@ def test_what_leads_nowhere_is_told_as_a_problem_to_whoever_may_know(
     assert (401, "application/problem+json") == (answer.status_code, answer.content_type)
 
 
+def test_an_address_that_leads_on_leads_on(call: Operated) -> None:
+    answer = call("GET", "/admin//circuits")
+    assert (308, "http://localhost/admin/circuits") == (
+        answer.status_code,
+        answer.headers["Location"].replace(":8001", ""),
+    )
+
+
 def test_a_body_that_is_no_json_says_where(call: Operated) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     for debug in (False, True):

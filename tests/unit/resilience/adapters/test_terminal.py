@@ -14,7 +14,15 @@ from flask import Flask
 from flask.cli import ScriptInfo
 
 from resilience import Resilience
-from resilience.adapters.terminal import AdminClient, _missing, resilience, table_of_circuits, table_of_limiters
+from resilience.adapters.terminal import (
+    AdminClient,
+    _alike,
+    _missing,
+    _time,
+    resilience,
+    table_of_circuits,
+    table_of_limiters,
+)
 
 TOKEN = "a-token-that-nobody-guesses"
 
@@ -114,11 +122,81 @@ def test_a_limiter_is_a_line_with_its_override_and_who_is_refused_most() -> None
     assert line.endswith("5/second for 12 s more  192.0.2.7 (9), 192.0.2.8 (3)")
 
 
-def test_a_key_that_speaks_to_the_terminal_is_muted_and_a_long_one_shortened() -> None:
-    top = [{"key": "\x1b[2Jevil\n", "refused": 1}, {"key": "x" * 500, "refused": 1}]
-    _, line = table_of_limiters({"limiters": [limiter(top=top)]})
-    assert "?[2Jevil? (1)" in line
-    assert 150 > len(line)
+def test_a_key_that_speaks_to_the_terminal_is_muted() -> None:
+    _, line = table_of_limiters({"limiters": [limiter(top=[{"key": "\x1b[2Jevil\n", "refused": 1}])]})
+    assert line.endswith("?[2Jevil? (1)")
+
+
+def test_what_is_long_is_shortened_to_a_line_of_the_terminal_and_nowhere_else() -> None:
+    listed = {"limiters": [limiter(top=[{"key": "x" * 500, "refused": 1}])]}
+    assert "x" * 500 in table_of_limiters(listed)[1]
+    for width in (200, 100):
+        _, line = table_of_limiters(listed, width=width)
+        assert (width, True) == (len(line), line.endswith("xxx..."))
+    _, narrow = table_of_circuits({"circuits": [circuit(name="a-long-name", author="anna")]}, width=10)
+    assert click.unstyle(narrow).startswith("a-long-name  closed")
+
+
+def test_hosts_that_have_voted_are_named_before_they_are_enough() -> None:
+    voted = circuit(
+        state="open",
+        states={"open": 1, "closed": 1},
+        retry_after=3,
+        cause="ill",
+        sharing={"votes": ["web-1"], "quorum": 2},
+    )
+    _, line = lines(voted)
+    assert "in 1 of 2, probe in 3 s" in " ".join(line)
+    assert " ".join(line).endswith("ill; 1 of 2 votes: web-1")
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("10 per 3600 s", "10 per hour"),
+        ("1 per 60 s burst 5", "1 per minute burst 5"),
+        ("9 per 86400 s", "9 per day"),
+        ("5 per 1 s", "5 per second"),
+        ("5 per 7200 s", "5 per 7200 s"),
+    ],
+)
+def test_a_limit_is_shown_as_people_say_it(told: str, shown: str) -> None:
+    _, line = table_of_limiters({"limiters": [limiter(limits=[told])]})
+    assert f"api      {shown}  " in line
+
+
+@pytest.mark.parametrize("text", [b"{}", b"[]", b"<html>", b'{"status": "ok", "workers": 3}'])
+def test_a_server_that_is_no_admin_endpoint_is_told_apart(text: bytes) -> None:
+    with pytest.raises(click.ClickException, match=r"http://host answers, but not as an admin endpoint does: .*--url"):
+        AdminClient("http://host", TOKEN)._document(200, text)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("10m", 600), ("1h", 3600), ("1.5 min", 90), ("30d", 2_592_000), ("7", 7)]
+)
+def test_a_time_may_have_a_unit(said: str, seconds: float) -> None:
+    assert seconds == _time(said)
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "31d", "soon", "1w", "nan", "", "١m"])
+def test_a_time_that_cannot_be_ordered_is_refused_in_the_words_of_the_option(said: str) -> None:
+    status, text = run("open", "payments", "--for", said)
+    assert (2, True, False) == (status, "10m, 1h or 2d" in " ".join(text.split()), "ttl" in text)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("paymnts", ["payments"]),
+        ("pay", ["shop.pay", "payments"]),
+        ("PAYMENTS", ["payments"]),
+        ("pya", ["shop.pay"]),
+        ("zzz", []),
+        ("", []),
+    ],
+)
+def test_names_that_are_like_it_are_found(said: str, meant: list[str]) -> None:
+    assert meant == _alike(said, ["payments", "shop.pay", "stock"])
 
 
 def test_where_there_is_nothing_that_is_said() -> None:
@@ -136,7 +214,10 @@ def test_what_goes_wrong_is_said_to_its_end() -> None:
 
 def test_without_an_address_it_says_how_to_give_one() -> None:
     status, text = run("circuits")
-    assert (2, True) == (status, "--url http://127.0.0.1:8001 or RESILIENCE_ADMIN_URL" in text)
+    assert (2, True) == (
+        status,
+        "--url http://127.0.0.1:8001 or RESILIENCE_ADMIN_URL" in text and "`flask run`" in text,
+    )
 
 
 def test_without_a_token_it_says_how_to_give_one() -> None:
@@ -183,7 +264,7 @@ def test_what_is_not_said_is_asked_of_the_application() -> None:
 
 def test_an_application_without_the_library_is_no_help() -> None:
     result = CliRunner().invoke(resilience, ["circuits"], obj=ScriptInfo(create_app=lambda: Flask("plain")))
-    assert "say where the admin listener is" in result.output
+    assert "say where the admin endpoint is" in result.output
 
 
 def test_orders_need_a_time_above_zero() -> None:
@@ -205,5 +286,7 @@ def test_the_help_names_every_command() -> None:
         "reset",
         "watch",
     )
-    assert [] == [command for command in (*commands, "override", "restore") if f"\n  {command} " not in text]
+    assert [] == [
+        command for command in (*commands, "override", "restore", "fill", "audit") if f"\n  {command} " not in text
+    ]
     assert json.dumps(TOKEN) not in text

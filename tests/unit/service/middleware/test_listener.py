@@ -5,8 +5,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from service.lifecycle import Checks, Lifecycle
-from service.middleware.chain import ON_ADMIN_LISTENER
-from service.middleware.listener import Listener
+from service.middleware.listener import ON_ADMIN_LISTENER, Listener
 from service.middleware.recovery import Recovery
 from service.routes.health import create_blueprint
 from tests.support.edge import serve
