@@ -31,7 +31,7 @@ from resilience.adapters.admin.limiters import (
     reset_limiter,
     restore_limiter,
 )
-from resilience.adapters.admin.page import FILES, redirect_to_page, show_file
+from resilience.adapters.admin.page import redirect_to_page, show_page
 from resilience.adapters.admin.policies import list_policies
 from resilience.adapters.admin.session import login, logout, show_session
 from resilience.adapters.options import PREFIX
@@ -42,7 +42,7 @@ __all__ = ["create_admin_blueprint"]
 LARGEST_BODY: Final = 16_384
 """Bytes of a request: what is ordered is short."""
 
-_OPEN: Final = frozenset({"show_file", "redirect_to_page", "login"})
+_OPEN: Final = frozenset({"show_page", "redirect_to_page", "login"})
 """Views that look for themselves whether they exist, and ask for no token."""
 
 _ORDERS: Final = {"circuits": ACTIONS, "limiters": ("reset", "override", "restore")}
@@ -105,8 +105,7 @@ def create_admin_blueprint(
 def _route_page(blueprint: Blueprint) -> None:
     # Not "" but a route of its own: Flask would send on to an absolute address, which a proxy may not have.
     blueprint.add_url_rule("", view_func=redirect_to_page, strict_slashes=True)
-    for file in FILES:
-        blueprint.add_url_rule(f"/{file}", view_func=show_file, defaults={"name": file})
+    blueprint.get("/")(show_page)
     blueprint.post("/login")(login)
     blueprint.get("/session")(show_session)
     blueprint.post("/logout")(logout)
