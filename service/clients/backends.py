@@ -218,7 +218,7 @@ class HttpBackend:
             name=name,
             fail_max=fail_max,
             failure_rate=failure_rate,
-            window_seconds=WINDOW,
+            window_seconds=None if failure_rate is None else WINDOW,
             reset_timeout=reset_timeout,
             open_time_growth=OPEN_TIME_GROWTH,
             open_time_cap=reset_timeout * LONGEST_OPEN_TIME,
