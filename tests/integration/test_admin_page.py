@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from werkzeug.serving import make_server
 
 from resilience import CircuitBreaker, RateLimiter, Resilience, create_admin_blueprint
+from resilience.registry import PROCESS_REGISTRY
 from tests.support.browser import CHROMIUM, NO_CHROMIUM, launched_browser, unnamed_controls
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
@@ -31,6 +32,12 @@ ODD = (
     "tail/",
     "%2e%2e",
 )
+
+
+@pytest.fixture(autouse=True)
+def _nothing_else_is_listed() -> None:
+    """What decorators of other tests have entered is on the page of every application of the process."""
+    PROCESS_REGISTRY.clear()
 
 
 @pytest.fixture(scope="module")
