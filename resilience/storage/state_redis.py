@@ -32,6 +32,8 @@ from resilience.storage.wrapping import forget_after_fork
 
 __all__ = ["RedisStateStorage", "open_redis_state"]
 
+_CHANCE = random.SystemRandom()  # of its own: an application that seeds `random` would have all workers act in step
+
 T = TypeVar("T")
 
 _TRIES: Final = 64
@@ -434,7 +436,7 @@ class _StateEars:
 
 def _rest(tries: int, deadline: float) -> None:
     """Let others go first, for a while that depends on chance."""
-    rest = random.uniform(0, min(_LONGEST_REST, _SHORTEST_REST * 2**tries))  # noqa: S311  # no secret
+    rest = _CHANCE.uniform(0, min(_LONGEST_REST, _SHORTEST_REST * 2**tries))
     time.sleep(max(0.0, min(rest, deadline - time.monotonic())))
 
 

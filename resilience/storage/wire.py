@@ -37,6 +37,8 @@ from resilience.storage.script import bulk
 
 __all__ = ["Connector", "Ears", "Inquiry", "Wire", "command"]
 
+_CHANCE = random.SystemRandom()  # of its own: an application that seeds `random` would have all workers act in step
+
 _LOG = logging.getLogger(__name__)
 
 _LEAST: Final = 0.2
@@ -339,7 +341,7 @@ class Wire:
             self._ears.changed(hears=False)
 
     def _pause(self) -> None:
-        seconds = _PAUSES[min(self._failures, len(_PAUSES)) - 1] * random.uniform(0.75, 1.25)  # noqa: S311  # no secret
+        seconds = _PAUSES[min(self._failures, len(_PAUSES)) - 1] * _CHANCE.uniform(0.75, 1.25)
         until = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             selector.register(self._awake, selectors.EVENT_READ)
