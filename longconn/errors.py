@@ -6,6 +6,7 @@ __all__ = [
     "BodyTooLarge",
     "BodyTooSlow",
     "ConnectionBusy",
+    "ConnectionClosed",
     "ConnectionOver",
     "ConnectionRefused",
     "HeadTooSlow",
@@ -97,3 +98,21 @@ class ConnectionOver(LongConnError, ConnectionResetError):
 
 class ConnectionBusy(LongConnError, RuntimeError):
     """Two greenlets wait for the same connection. Give each connection one greenlet that reads and writes it."""
+
+
+class ConnectionClosed(LongConnError, RuntimeError):
+    """The WebSocket has been closed, by either side: nothing more can be sent on it, nor received.
+
+    `reason` is the close code, as flask-sock has it: 1006 when the connection ended without one. `message` is the text that
+    came with it.
+    """
+
+    def __init__(self, reason: int = 1006, message: str = "") -> None:
+        super().__init__(f"the connection has been closed: {int(reason)} {message or ''}".rstrip())
+        self.reason = int(reason)
+        self.message = message
+
+    @property
+    def code(self) -> int:
+        """The close code."""
+        return self.reason

@@ -30,7 +30,10 @@ _ADDRESS: Final = re.compile(
     r"unix:\S+|fd://[0-9]+|(tcp://)?(\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]/,]*)(:(?P<port>[0-9]{1,5}))?", re.IGNORECASE
 )
 
-_Kind = Literal["seconds", "number", "count", "bytes", "choice", "addresses"]
+_ORIGIN: Final = re.compile(r"\*|https?://((\*\.)?[a-z0-9_][a-z0-9_.-]{0,252}|\[[0-9a-f:]+\])(:(?P<port>[0-9]{1,5}))?")
+_PLACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}|/[^\x00-\x1f]{1,1000}")
+
+_Kind = Literal["seconds", "number", "count", "bytes", "choice", "addresses", "origins", "place"]
 
 
 class SettingsError(LongConnError, ValueError):
@@ -60,6 +63,12 @@ class _Option:
             return " or ".join(self.choices)
         if self.kind == "addresses":
             return "bind addresses as given to gunicorn (HOST:PORT, unix:PATH or fd://NUMBER), separated by commas"
+        if self.kind == "origins":
+            return "origins such as https://app.example or https://*.example.com:8443, separated by commas, or *"
+        if self.kind == "place":
+            return (
+                "a name of at most 64 letters, digits, dots, hyphens and underscores, or the absolute path of a folder"
+            )
         what = {
             "seconds": "seconds",
             "number": "a number",
@@ -76,6 +85,10 @@ class _Option:
             return ", ".join(f"`{choice}`" for choice in self.choices)
         if self.kind == "addresses":
             return "addresses with commas between"
+        if self.kind == "origins":
+            return "origins with commas between, or `*`"
+        if self.kind == "place":
+            return "a name, or the path of a folder"
         zero = f"; 0: {self.zero}" if self.zero else ""
         return f"{self._least} to {self._most}{zero}"
 
@@ -100,9 +113,9 @@ class _Option:
                 return int(text)
             case "bytes":
                 return _bytes(text)
-            case "choice":
+            case "choice" | "place":
                 return text
-            case "addresses":
+            case "addresses" | "origins":
                 return tuple(part.strip() for part in text.split(","))
 
     def check(self, value: object) -> object:
@@ -114,6 +127,12 @@ class _Option:
                 return value
             case "addresses":
                 return _addresses(value)
+            case "origins":
+                return _origins(value)
+            case "place":
+                if not isinstance(value, str) or (value and not _PLACE.fullmatch(value)):
+                    raise ValueError(value)
+                return value
             case "seconds" | "number":
                 return float(self._number(value))
             case "count" | "bytes":
@@ -152,6 +171,17 @@ def _addresses(value: object) -> tuple[str, ...]:
         if found is None or not 0 <= int(found["port"] or 0) <= 65_535:
             raise ValueError(address)
     return tuple(value)
+
+
+def _origins(value: object) -> tuple[str, ...]:
+    if not isinstance(value, tuple | list):
+        raise TypeError(value)
+    origins = tuple(origin.lower().rstrip("/") if isinstance(origin, str) else "" for origin in value)
+    for origin in origins:
+        found = _ORIGIN.fullmatch(origin)
+        if found is None or not 0 <= int(found["port"] or 0) <= 65_535:
+            raise ValueError(origin)
+    return origins
 
 
 def _seconds(default: float, meaning: str, *, least: float = 0.001, most: float = _DAY, zero: str = "") -> Any:
@@ -314,6 +344,30 @@ class Settings:
         "longest time that sent data stays unacknowledged before TCP gives the client up",
         most=_DAY,
         zero="the kernel's own, minutes",
+    )
+    allowed_origins: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "option": _Option(
+                "origins",
+                "origins",
+                "pages of other origins that may open WebSockets; a page of the same origin always may, `*` lets every page",
+            )
+        },
+    )
+    channels: str = field(
+        default="",
+        metadata={
+            "option": _Option(
+                "place",
+                "folder",
+                "where channels keep their messages: a name for a folder in shared memory, or a folder. Without it the "
+                "application's own name and path make one",
+            )
+        },
+    )
+    channels_size: int = _size(
+        128 << 20, "most memory for the messages that all channels keep", least=4 << 20, most=1 << 40
     )
     greenlets_kept: int = _count(256, "greenlets", "idle greenlets kept for the next request", least=0, most=100_000)
 

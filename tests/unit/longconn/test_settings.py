@@ -60,7 +60,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
 
 
 def test_every_default_is_accepted_when_it_is_given_as_text() -> None:
-    plain = {field.name: str(field.default) for field in fields(Settings) if field.name != "reserved_listeners"}
+    plain = {field.name: str(field.default) for field in fields(Settings) if field.default != ()}
 
     assert Settings() == read(**plain)
 
@@ -258,3 +258,30 @@ def test_any_text_is_either_accepted_or_refused_by_name(variable: str, text: str
     told = refusal({variable: text})
 
     assert told is None or told.startswith(f"{variable}=")
+
+
+def test_origins_are_kept_as_browsers_write_them() -> None:
+    settings = Settings.from_environment(
+        {"LONGCONN_ALLOWED_ORIGINS": "https://App.example, http://*.example.com:8080/,*"}
+    )
+    assert ("https://app.example", "http://*.example.com:8080", "*") == settings.allowed_origins
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["app.example", "https://", "ftp://a", "https://a:99999", "https://a/path", "https://*", "https://a.*.b", "null"],
+)
+def test_what_is_no_origin_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"takes origins such as https://app\.example"):
+        Settings.from_environment({"LONGCONN_ALLOWED_ORIGINS": text})
+
+
+@pytest.mark.parametrize("text", ["shop", "shop-8080.channels", "/run/shop/channels"])
+def test_channels_are_a_name_or_a_folder(text: str) -> None:
+    assert text == Settings.from_environment({"LONGCONN_CHANNELS": text}).channels
+
+
+@pytest.mark.parametrize("text", ["a/b", "../x", ".", "a" * 65, "a b"])
+def test_channels_are_not_anything_else(text: str) -> None:
+    with pytest.raises(SettingsError, match="takes a name of at most 64 letters"):
+        Settings.from_environment({"LONGCONN_CHANNELS": text})
