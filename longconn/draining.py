@@ -12,6 +12,7 @@ from longconn import reasons, scoreboard
 from longconn.by_gunicorn import GUNICORNS, stop_reading
 from longconn.configuration import hooks
 from longconn.core.states import Event, State
+from longconn.http.farewell import Discarding
 from longconn.parking.connection import Connection
 from longconn.parking.lot import Listener
 from longconn.ports import Host
@@ -22,6 +23,11 @@ __all__ = ["Drain"]
 POLL = 0.02
 """How often a drain looks at what is left."""
 SHORTEST_HOOK = 0.5
+GOODBYES_PER_SECOND = 500
+"""How many connections under another protocol are sent away in a second: their clients come back to another worker, each with a
+handshake of its own."""
+GOODBYES_UNTIL = 0.6
+"""The part of the time for leaving within which all goodbyes have been said."""
 
 
 class Drain:
@@ -41,14 +47,14 @@ class Drain:
         """Leave, step by step. Returns when no connection is left."""
         worker, deadline, began = self._worker, self.deadline, self._began
         worker.alive = False
-        worker.replaced = worker.is_replaced()
+        worker.replaced = self._lot.replaced = worker.is_replaced()
         worker.row.values[scoreboard.SLOT_STATE] = scoreboard.DRAINING
         worker.serving.closing = True
         worker.serving.upgrading.leaves_at = deadline
         self._call_hook("on_drain", worker)
         if self._settings.drain_delay and not worker.replaced:
             self._wait(worker.is_replaced, until=min(deadline, began + self._settings.drain_delay))
-            worker.replaced = worker.is_replaced()
+            worker.replaced = self._lot.replaced = worker.is_replaced()
         if worker.replaced:
             # Until the next generation serves, nobody else would take who comes in.
             self._wait(worker.successors_serve, until=began + (deadline - began) / 2)
@@ -61,6 +67,8 @@ class Drain:
             self._finish(public)
             self._call_hook("on_listening_closed", worker)
             self._finish(reserved)
+        # What applications are told of connections that have ended.
+        self._wait(lambda: not self._lot.errands, until=max(deadline, time.monotonic() + SHORTEST_HOOK))
         self._log.info("Worker %s has drained", worker.pid)
 
     def release(self) -> None:
@@ -80,10 +88,13 @@ class Drain:
         for listener in listeners:
             self._worker.acceptor.close(listener, empty=not self._worker.replaced)
         ours = set(listeners)
-        linger = min(self._settings.linger, max(0.0, deadline - time.monotonic()) / 2)
-        for connection in lot.connections():
-            if connection.listener in ours:
-                self._tell(connection, linger)
+        left = max(0.0, deadline - time.monotonic())
+        linger = min(self._settings.linger, left / 2)
+        connections = [connection for connection in lot.connections() if connection.listener in ours]
+        staying = sum(connection.state == State.UPGRADED for connection in connections)
+        lot.leaving_window = min(GOODBYES_UNTIL * left, staying / GOODBYES_PER_SECOND)
+        for connection in connections:
+            self._tell(connection, linger)
 
         def finished() -> bool:
             return not any(listener.connections for listener in ours)
@@ -113,6 +124,9 @@ class Drain:
 
     def _cut(self, connections: list[Connection]) -> None:
         lot = self._lot
+        for connection in connections:
+            if isinstance(connection.attached, UpgradedConnection):
+                connection.attached.abandon()
         gevent.killall(lot.busy_greenlets, block=False)
         gevent.sleep(POLL)
         for connection in connections:
@@ -121,7 +135,8 @@ class Drain:
             elif connection.state != State.CLOSED:
                 if connection.state in (State.READING_BODY, State.RESPONDING):
                     connection.cut()
-                lot.close(connection, reasons.KILLED)
+                attached = connection.attached
+                lot.close(connection, attached.reason if isinstance(attached, Discarding) else reasons.KILLED)
 
     def _call_hook(self, name: str, *arguments: Any) -> None:
         function = getattr(hooks(), name)

@@ -74,6 +74,7 @@ def collect(board: Scoreboard) -> Iterator[Metric]:
     counters = board.counters()
     yield from _counters(counters)
     yield from _counters_by_label(counters)
+    yield _messages(counters)
     yield from _histograms(counters)
 
 
@@ -143,6 +144,7 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Row], float]], ...]] = (
     ("open_descriptors", "File descriptors that the worker has open.", _field(scoreboard.DESCRIPTORS)),
     ("queue_length", "Connections that wait for a greenlet.", _field(scoreboard.QUEUE)),
     ("head_bytes", "Bytes that incomplete request heads hold.", _field(scoreboard.HEAD_BYTES)),
+    ("send_queue_bytes", "Bytes that wait until their clients take them.", _field(scoreboard.QUEUED_BYTES)),
     ("loop_turn_seconds", "How long the current turn of the event loop has lasted; 0 while it sleeps.", _current_turn),
     ("silence_seconds", "How long ago the worker was last heard of.", _silence),
     ("resident_memory_bytes", "Memory of the worker's process, shared pages included.", _resident),
@@ -187,6 +189,14 @@ _LABELLED: Final = (
     ),
     ("evicted", "Connections closed to make room, by reason.", "reason", scoreboard.EVICTED, scoreboard.EVICT_REASONS),
     (
+        "slow_consumers",
+        "Times that more waited for a client than may wait for one, by what was done.",
+        "action",
+        scoreboard.SLOW_CONSUMERS,
+        scoreboard.SLOW_ACTIONS,
+    ),
+    ("websocket_closed", "WebSockets ended, by code.", "code", scoreboard.CLOSED_CODES, scoreboard.CLOSE_CODES),
+    (
         "gc_collections",
         "Runs of Python's garbage collector.",
         "generation",
@@ -204,6 +214,17 @@ def _counters_by_label(counters: Sequence[int]) -> Iterator[Metric]:
         for number, value in enumerate(values):
             family.add_metric([_label(value)], counters[first + number])
         yield family
+
+
+def _messages(counters: Sequence[int]) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(
+        "longconn_messages", "Messages to and from clients, by what they speak.", labels=["kind", "direction"]
+    )
+    for number, flow in enumerate(scoreboard.MESSAGE_FLOWS):
+        family.add_metric(flow.split(), counters[scoreboard.MESSAGES + number])
+    return family
 
 
 _HISTOGRAMS: Final = (

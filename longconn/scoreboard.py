@@ -38,6 +38,8 @@ __all__ = [
     "BYTES_OUT",
     "CALLED_NS",
     "CLOSED",
+    "CLOSED_CODES",
+    "CLOSE_CODES",
     "CLOSE_REASONS",
     "COLLECTIONS",
     "CONNECTIONS",
@@ -61,14 +63,19 @@ __all__ = [
     "LOG_DROPPED",
     "LOOP_BLOCKED",
     "MAXIMUM",
+    "MESSAGES",
+    "MESSAGE_FLOWS",
     "PID",
     "PUBLISHED",
     "QUEUE",
+    "QUEUED_BYTES",
     "REFUSED",
     "REFUSE_REASONS",
     "REQUESTS",
     "SERVING",
     "SLOT_STATE",
+    "SLOW_ACTIONS",
+    "SLOW_CONSUMERS",
     "STANDS_BY",
     "STATES",
     "STATE_NAMES",
@@ -77,9 +84,12 @@ __all__ = [
     "WIDTH",
     "Row",
     "Scoreboard",
+    "close_code_field",
     "closed_field",
     "evicted_field",
+    "messages_field",
     "refused_field",
+    "slow_field",
 ]
 
 # What SLOT_STATE says.
@@ -122,6 +132,14 @@ REFUSE_REASONS: Final = (
     "invalid",
 )
 EVICT_REASONS: Final = ("heads", "slow", "parked")
+MESSAGE_FLOWS: Final = ("websocket in", "websocket out", "sse out")
+SLOW_ACTIONS: Final = ("disconnected", "dropped", "conflated")
+"""What was done when more waited for a client than may wait for one."""
+CLOSE_CODES: Final = (
+    *("1000", "1001", "1002", "1003", "1005", "1006", "1007", "1008", "1009", "1010", "1011", "1012", "1013", "1014"),
+    *("3xxx", "4xxx", "other"),
+)
+"""With what WebSockets end. 3xxx are those of libraries, 4xxx those of applications."""
 GENERATIONS: Final = 3
 """Of Python's garbage collector."""
 
@@ -162,9 +180,11 @@ GREENLETS_IDLE: Final = GREENLETS + 1
 DESCRIPTORS: Final = GREENLETS + 2
 QUEUE: Final = GREENLETS + 3
 HEAD_BYTES: Final = GREENLETS + 4
+QUEUED_BYTES: Final = GREENLETS + 5
+"""What waits until clients of WebSockets and event streams take it."""
 
-# Published counters. CLOSED, REFUSED and EVICTED have one field for each of their reasons, in that order.
-COUNTERS: Final = GREENLETS + 5
+# Published counters. CLOSED, REFUSED, EVICTED and so on have one field for each of their reasons, in that order.
+COUNTERS: Final = GREENLETS + 6
 ACCEPTED: Final = COUNTERS
 ACCEPT_MISSES: Final = COUNTERS + 1
 REQUESTS: Final = COUNTERS + 2
@@ -175,7 +195,10 @@ LOOP_BLOCKED: Final = COUNTERS + 6
 CLOSED: Final = COUNTERS + 7
 REFUSED: Final = CLOSED + len(CLOSE_REASONS)
 EVICTED: Final = REFUSED + len(REFUSE_REASONS)
-TURNS: Final = EVICTED + len(EVICT_REASONS)
+MESSAGES: Final = EVICTED + len(EVICT_REASONS)
+SLOW_CONSUMERS: Final = MESSAGES + len(MESSAGE_FLOWS)
+CLOSED_CODES: Final = SLOW_CONSUMERS + len(SLOW_ACTIONS)
+TURNS: Final = CLOSED_CODES + len(CLOSE_CODES)
 GC_PAUSES: Final = TURNS + cells_of(DURATION_BOUNDS)
 COLLECTIONS: Final = GC_PAUSES + cells_of(DURATION_BOUNDS)
 _USED: Final = COLLECTIONS + GENERATIONS
@@ -213,6 +236,7 @@ FIELDS: Final = (
     "descriptors",
     "queue",
     "head bytes",
+    "queued bytes",
     "accepted",
     "accept misses",
     "requests",
@@ -223,6 +247,9 @@ FIELDS: Final = (
     *_names("closed", CLOSE_REASONS),
     *_names("refused", REFUSE_REASONS),
     *_names("evicted", EVICT_REASONS),
+    *_names("messages", MESSAGE_FLOWS),
+    *_names("slow consumers", SLOW_ACTIONS),
+    *_names("closed with", CLOSE_CODES),
     *_histogram_names("turn"),
     *_histogram_names("gc pause"),
     *_names("gc generation", [str(generation) for generation in range(GENERATIONS)]),
@@ -244,6 +271,24 @@ def evicted_field(reason: str) -> int:
     """The counter of evictions by `reason`, one of `EVICT_REASONS`; otherwise raises `ValueError`."""
     return EVICTED + EVICT_REASONS.index(reason)
 
+
+def messages_field(flow: str) -> int:
+    """The counter of messages in `flow`, one of `MESSAGE_FLOWS`; otherwise raises `ValueError`."""
+    return MESSAGES + MESSAGE_FLOWS.index(flow)
+
+
+def slow_field(action: str) -> int:
+    """The counter of clients to which `action`, one of `SLOW_ACTIONS`, has happened; otherwise raises `ValueError`."""
+    return SLOW_CONSUMERS + SLOW_ACTIONS.index(action)
+
+
+def close_code_field(code: int) -> int:
+    """The counter of WebSockets that ended with `code`, whatever number it is."""
+    known = code if code < 3000 else code // 1000 * 1000
+    return _CODE_FIELDS.get(known, CLOSED_CODES + len(CLOSE_CODES) - 1)
+
+
+_CODE_FIELDS: Final = {int(name.replace("x", "0")): CLOSED_CODES + at for at, name in enumerate(CLOSE_CODES[:-1])}
 
 _SILENCE_NS: Final = 5_000_000_000
 """Who has been silent for this long may be gone. Asking the kernel about everybody each time would cost too much."""

@@ -134,6 +134,7 @@ class ParkingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn publishes n
             tally=self._tally,
             row=self.row,
             greenlets_kept=settings.greenlets_kept,
+            part=lambda connection, reason: self.serving.upgrading.part(connection, reason),
         )
         self.serving = Serving(self, lot, settings, render_refusal=hooks().render_refusal)
         self.by_gunicorn = ByGunicorn(self)

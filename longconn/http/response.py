@@ -91,6 +91,8 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn publishes no ty
     """Whether the application has spoken to its client past the worker."""
     upgraded: Any = None
     """What the connection has become, when the application handed it over."""
+    behind: tuple[Any, bytes] = (None, b"")
+    """Where bytes are that have arrived behind the request: with its reader, or by themselves."""
     lent: Any = None
     """The socket that the application has been given."""
     _reading = True
@@ -354,6 +356,16 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn publishes no ty
         self.headers_sent = True
         self.upgraded = self.serving.upgrading.upgrade(connection, endpoint)
         return cast("UpgradedConnection", self.upgraded)
+
+    def begin_upgraded(self) -> None:
+        """Let the connection that was handed over park as what it has become, unless it does already."""
+        if self.connection.attached is not self:
+            return  # its application did not want to wait until it returns
+        unreader, rest = self.behind
+        self.behind = (None, b"")
+        self.serving.upgrading.begin(
+            self.connection, self.upgraded, rest if unreader is None else unreader.take_buffered()
+        )
 
     # The pace.
 

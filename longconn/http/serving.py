@@ -31,6 +31,10 @@ from longconn.upgraded import HANDLED
 
 __all__ = ["Serving"]
 
+_UPGRADED = int(
+    State.UPGRADED
+)  # compared for each message: with a member of an enumeration it takes four times as long
+
 _LEFT = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
 
 
@@ -61,7 +65,7 @@ class Serving:
         default = cfg.settings["post_request"]
         self._post_request = None if default.get() is default.default else cfg.post_request
         self.farewell = Farewell(worker, lot, render=render_refusal)
-        self.upgrading = Upgrading(lot, self.log)
+        self.upgrading = Upgrading(lot, self.log, self.farewell)
         self.heads = Heads(self, self.farewell)
 
     # From the queue.
@@ -69,7 +73,7 @@ class Serving:
     def attend(self, connection: Connection) -> None:
         """Do what `connection` is ready for. Called in a greenlet; returns when it waits again or is over."""
         try:
-            if connection.state == State.UPGRADED:
+            if connection.state == _UPGRADED:
                 self.upgrading.attend(connection)
             elif type(connection.attached) is Discarding:
                 self.farewell.discard(connection)
@@ -119,6 +123,7 @@ class Serving:
         if type(address) is ProxiedAddress:
             request.proxy_protocol_info = address.info
         response = connection.attached = Response(request, connection, self)
+        response.behind = (unreader, rest)
         keep = False
         try:
             # A context of its own for each request: the greenlet serves many, of many clients.
@@ -131,16 +136,15 @@ class Serving:
                 # Over TLS what was lent cannot be taken back: a method that was kept would reach the next request.
                 taken = connection.listener.secure and response.used_by_application
                 keep = keep and connection.fileno() >= 0 and not taken
-            if connection.state != State.UPGRADED:
+            if connection.state != _UPGRADED:
                 if connection.attached is response:
                     connection.attached = None
                 if not keep:
                     self._end(connection, response)
         if keep:
             self._next(connection, unreader, rest)
-        elif connection.state == State.UPGRADED:
-            rest = rest if unreader is None else unreader.take_buffered()
-            self.upgrading.begin(connection, response.upgraded, rest)
+        elif connection.state == _UPGRADED:
+            response.begin_upgraded()
 
     def _next(self, connection: Connection, unreader: BodyUnreader | None, rest: bytes) -> None:
         """The answer is out and the connection is kept."""
@@ -215,7 +219,7 @@ class Serving:
         body = self.worker.wsgi(environ, response.start_response)
         if body is HANDLED or body is ALREADY_HANDLED:
             return False
-        if connection.state == State.UPGRADED:
+        if connection.state == _UPGRADED:
             self._dismiss(body)
             return False
         try:
@@ -281,7 +285,7 @@ class Serving:
         return response.failure is None
 
     def _fail(self, connection: Connection, response: Response, error: BaseException, *, in_time: bool) -> None:
-        if connection.state == State.UPGRADED:
+        if connection.state == _UPGRADED:
             self.log.error("Error handling request", exc_info=error)
             self.lot.close(connection, reasons.ERROR)
         elif response.headers_sent:
@@ -299,7 +303,7 @@ class Serving:
 
     def _end(self, connection: Connection, response: Response) -> None:
         """The connection does not go on after this exchange."""
-        if connection.state == State.CLOSED:
+        if connection.state == State.CLOSED or type(connection.attached) is Discarding:
             return
         failure = response.failure
         if failure is not None and not response.headers_sent and not response.used_by_application:
@@ -325,7 +329,7 @@ class Serving:
                 HeadTooSlow("the head of the request did not arrive in time: send it at once"),
                 reasons.HEAD_TIMEOUT,
             )
-        elif state == State.UPGRADED:
+        elif state == _UPGRADED:
             connection.deadline = NEVER
             connection.attached.expired()
         elif type(connection.attached) is Discarding:

@@ -14,7 +14,7 @@ from longconn.core.wheel import Entry
 from longconn.errors import ConnectionOver, SlowReader
 from longconn.parking.poller import READABLE, WRITABLE
 
-__all__ = ["AWAITS_ROOM", "HELD", "LARGEST_READ", "NEVER", "NO_LINGER", "SHORT_OF_ROOM", "Connection"]
+__all__ = ["AWAITS_ROOM", "HALF_CLOSED", "HELD", "LARGEST_READ", "NEVER", "NO_LINGER", "SHORT_OF_ROOM", "Connection"]
 
 HELD = 0x10000
 """Among the edges of a connection: it stands in the queue or a greenlet attends to it."""
@@ -22,6 +22,8 @@ SHORT_OF_ROOM = 0x20000
 """Its client has not taken all that was written: whoever has it wants to hear when there is room again."""
 AWAITS_ROOM = 0x40000
 """A greenlet waits, in the middle of an answer, for the client to take more of it."""
+HALF_CLOSED = 0x80000
+"""Under another protocol: its client has said its last word, and whoever has it knows."""
 
 LARGEST_READ = 65_536
 
@@ -87,9 +89,16 @@ class Connection(Entry):
 
     def unread(self) -> int:
         """How many bytes have arrived that nobody has read; 0 when it is closed. Those inside TLS do not count."""
+        return self._count(termios.FIONREAD)
+
+    def unsent(self) -> int:
+        """How many bytes have been written that its client has not acknowledged; 0 when it is closed."""
+        return self._count(termios.TIOCOUTQ)
+
+    def _count(self, question: int) -> int:
         count = array.array("i", [0])
         try:
-            fcntl.ioctl(self.socket.fileno(), termios.FIONREAD, count)
+            fcntl.ioctl(self.socket.fileno(), question, count)
         except (OSError, ValueError):
             return 0
         return count[0]

@@ -8,14 +8,17 @@ Everything here runs on the loop's thread but `call_from_thread`.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import gevent
 import gevent.hub
+import gevent.monkey
 from greenlet import getcurrent
 
 from longconn import reasons, scoreboard
@@ -23,16 +26,26 @@ from longconn.core.states import NEXT, Event, IllegalTransition, State
 from longconn.core.wheel import TimingWheel
 from longconn.errors import ConnectionBusy
 from longconn.parking.addresses import host
-from longconn.parking.connection import AWAITS_ROOM, HELD, NEVER, SHORT_OF_ROOM, Connection
+from longconn.parking.connection import AWAITS_ROOM, HALF_CLOSED, HELD, NEVER, SHORT_OF_ROOM, Connection
 from longconn.parking.poller import BROKEN, GONE, READABLE, WRITABLE, make_poller
 
-__all__ = ["Expired", "Listener", "Lot"]
+__all__ = ["Expired", "Listener", "Lot", "lots"]
 
 TICK = 0.1
 SLICE = 0.004
 """For how long, in seconds, connections are attended to before timers and other sockets have their turn."""
 
+MOST_ERRANDS = 1024
+"""So many greenlets at most do what `later` was asked for."""
+
 _log = logging.getLogger("gunicorn.error")
+_thread_number = gevent.monkey.get_original("_thread", "get_ident")
+_lots: weakref.WeakSet[Lot] = weakref.WeakSet()
+
+
+def lots() -> list[Lot]:
+    """Those of this process."""
+    return list(_lots)
 
 
 class Expired(BaseException):
@@ -83,6 +96,7 @@ class Lot:
     `attend(connection)` is called in a greenlet of the pool for each connection that has something to read (or was
     called for). In the hub, where nothing may block, `expire(connection)` is called for each whose deadline has passed
     while it waits, and `closed(connection, reason)` for each that has ended while it was upgraded.
+    `part(connection, reason)` ends an upgraded one so that its last words arrive; without it, it is closed.
     `tally` counts, see `longconn.scoreboard`.
     """
 
@@ -95,6 +109,7 @@ class Lot:
         tally: list[int],
         row: Any,
         greenlets_kept: int = 256,
+        part: Callable[[Connection, int], None] | None = None,
     ) -> None:
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
@@ -124,6 +139,15 @@ class Lot:
         self._rearm = None if self._poller.name == "epoll" else self._poller.rearm
         self._timer = self.loop.timer(TICK, TICK)
         self._timer.start(self._on_tick, update=True)
+        self.part = self.close if part is None else part
+        self.replaced = False
+        """Whether, when the worker leaves, another one takes its place."""
+        self.leaving_window = 0.0
+        """For how many seconds the goodbyes of its connections are spread when the worker leaves."""
+        self._thread = _thread_number()
+        self._errands: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._runners = 0
+        _lots.add(self)
 
     # What comes and goes.
 
@@ -241,9 +265,12 @@ class Lot:
 
     def rest(self, connection: Connection) -> None:
         """Let it wait; called by whoever attends to it, as the last thing."""
-        connection.edges &= ~HELD
+        edges = connection.edges = connection.edges & ~HELD
         if self._rearm is not None:
-            self._rearm(connection.socket.fileno(), 3 if connection.edges & SHORT_OF_ROOM else 1)
+            # Of one whose client has said its last word there is always that to be told: it is not asked about any more.
+            events = (0 if edges & HALF_CLOSED else 1) | (2 if edges & SHORT_OF_ROOM else 0)
+            if events:
+                self._rearm(connection.socket.fileno(), events)
 
     def keep(self, connection: Connection, data: bytes) -> None:
         """Let `data` wait with the connection: bytes that are not understood yet."""
@@ -271,6 +298,43 @@ class Lot:
     def call_from_thread(self, function: Callable[..., object], *arguments: Any) -> None:
         """Run `function` in the hub; from any thread."""
         self.loop.run_callback_threadsafe(function, *arguments)
+
+    def is_here(self) -> bool:
+        """Whether this is the loop's thread."""
+        return bool(_thread_number() == self._thread)
+
+    def later(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call `function` soon, in a greenlet and a context of its own: what must not block may leave it what may. What it
+        raises is logged. Functions begin in the order in which they were asked for."""
+        self._errands.append((function, arguments))
+        if self._runners < MOST_ERRANDS:
+            self._runners += 1
+            gevent.spawn(self._run_errands)
+
+    def _run_errands(self) -> None:
+        try:
+            while self._errands:
+                function, arguments = self._errands.popleft()
+                try:
+                    contextvars.Context().run(function, *arguments)
+                except Exception:  # noqa: BLE001 - the next one has nothing to do with it
+                    _log.exception("What was left for later failed")
+        finally:
+            self._runners -= 1
+
+    @property
+    def errands(self) -> int:
+        """How many functions that were left for later have not returned."""
+        return len(self._errands) + self._runners
+
+    def breathe(self, until: float) -> float:
+        """Let others have their turn when the moment `until` has passed; whoever does much in one go asks now and then. Returns
+        the moment to ask with next time."""
+        if until and self.now() < until:
+            return until
+        if until:
+            gevent.sleep(0)
+        return self.now() + SLICE
 
     def wait(self, connection: Connection, edge: int, moment: float) -> None:
         """Wait, in the middle of a transfer, until something new can be read or written, at most until `moment`.
@@ -415,7 +479,7 @@ class Lot:
             waiter, connection.waiter = connection.waiter, None
             if waiter is not None:
                 waiter.throw(Expired())
-            elif not connection.edges & HELD:
+            elif not connection.edges & HELD or getattr(connection.attached, "expires_in_use", False):
                 try:
                     self._expire(connection)
                 except Exception:  # noqa: BLE001 - the ticks of all others go on
@@ -428,6 +492,7 @@ class Lot:
         """Stop the timers and the poller, and cut what is still there."""
         for connection in self.connections():
             self.close(connection, reasons.KILLED)
+        _lots.discard(self)
         for timer in (self._timer, self._rest_later):
             timer.stop()
             timer.close()

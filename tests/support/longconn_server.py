@@ -32,7 +32,7 @@ from signal import SIGKILL, SIGTERM
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Client", "Ended", "GunicornServer", "Reply", "StartFailed", "certificate", "gunicorn_server"]
+__all__ = ["PARKING", "Client", "Ended", "GunicornServer", "Reply", "StartFailed", "certificate", "gunicorn_server"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PARKING = "longconn.worker.ParkingWorker"

@@ -17,7 +17,16 @@ from longconn import scoreboard
 from longconn.core.histogram import Histogram
 from longconn.core.states import State
 from longconn.metrics import CONTENT_TYPE, MetricsUnavailable, ScoreboardCollector, collect, render
-from longconn.scoreboard import Row, Scoreboard, closed_field, evicted_field, refused_field
+from longconn.scoreboard import (
+    Row,
+    Scoreboard,
+    close_code_field,
+    closed_field,
+    evicted_field,
+    messages_field,
+    refused_field,
+    slow_field,
+)
 
 ROOT = Path(__file__).parents[3]
 WORKER = str(os.getpid())
@@ -68,6 +77,7 @@ def publish(row: Row, fields: dict[int, int]) -> None:
         (scoreboard.DESCRIPTORS, "open_descriptors", {}),
         (scoreboard.QUEUE, "queue_length", {}),
         (scoreboard.HEAD_BYTES, "head_bytes", {}),
+        (scoreboard.QUEUED_BYTES, "send_queue_bytes", {}),
     ],
 )
 def test_a_gauge_has_the_worker_it_belongs_to(
@@ -92,6 +102,11 @@ def test_a_gauge_has_the_worker_it_belongs_to(
         (closed_field("maximum requests"), "closed_total", {"reason": "maximum_requests"}),
         (refused_field("per client"), "rejected_total", {"reason": "per_client"}),
         (evicted_field("parked"), "evicted_total", {"reason": "parked"}),
+        (messages_field("websocket in"), "messages_total", {"kind": "websocket", "direction": "in"}),
+        (messages_field("sse out"), "messages_total", {"kind": "sse", "direction": "out"}),
+        (slow_field("dropped"), "slow_consumers_total", {"action": "dropped"}),
+        (close_code_field(1001), "websocket_closed_total", {"code": "1001"}),
+        (close_code_field(4321), "websocket_closed_total", {"code": "4xxx"}),
         (scoreboard.COLLECTIONS + 2, "gc_collections_total", {"generation": "2"}),
     ],
 )

@@ -42,9 +42,12 @@ from longconn.scoreboard import (
     WIDTH,
     Row,
     Scoreboard,
+    close_code_field,
     closed_field,
     evicted_field,
+    messages_field,
     refused_field,
+    slow_field,
 )
 from tests.support.examples import many
 
@@ -82,6 +85,15 @@ def test_a_row_is_a_whole_number_of_cache_lines() -> None:
         (refused_field("connections"), "refused connections"),
         (refused_field("invalid"), "refused invalid"),
         (evicted_field("parked"), "evicted parked"),
+        (messages_field("websocket in"), "messages websocket in"),
+        (slow_field("conflated"), "slow consumers conflated"),
+        (close_code_field(1000), "closed with 1000"),
+        (close_code_field(1014), "closed with 1014"),
+        (close_code_field(3999), "closed with 3xxx"),
+        (close_code_field(4000), "closed with 4xxx"),
+        (close_code_field(1004), "closed with other"),
+        (close_code_field(5000), "closed with other"),
+        (close_code_field(3), "closed with other"),
         (TURNS, "turn up to 100000 ns"),
         (scoreboard.GC_PAUSES - 1, "turn sum"),
         (scoreboard.COLLECTIONS, "gc generation 0"),
@@ -95,7 +107,7 @@ def test_the_states_are_those_of_the_state_machine() -> None:
     assert [state.name for state in State] == [name.upper().replace(" ", "_") for name in STATE_NAMES]
 
 
-@pytest.mark.parametrize("field_of", [closed_field, refused_field, evicted_field])
+@pytest.mark.parametrize("field_of", [closed_field, refused_field, evicted_field, messages_field, slow_field])
 def test_an_unknown_reason_is_refused(field_of: Any) -> None:
     with pytest.raises(ValueError, match="not in tuple"):
         field_of("boredom")

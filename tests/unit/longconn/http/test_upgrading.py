@@ -20,6 +20,7 @@ from longconn.parking.connection import Connection
 from longconn.parking.lot import Listener, Lot
 from longconn.scoreboard import Scoreboard
 from longconn.upgraded import HANDLED, Endpoint, UpgradedConnection
+from tests.support.upgraded_scene import upgraded_scene
 
 _left: contextvars.ContextVar[str] = contextvars.ContextVar("left", default="nothing")
 
@@ -199,3 +200,107 @@ def test_what_an_application_returns_then_is_an_answer_without_a_byte() -> None:
 def test_an_upgraded_connection_is_one_for_the_state_machine(scene: Scene) -> None:
     scene.upgraded(Recorder())
     assert 1 == scene.tally[scoreboard.STATES + State.UPGRADED]
+
+
+# The end.
+
+
+class Patient(Recorder):
+    """Does not end it when the client has said its last word."""
+
+    def readable(self, connection: UpgradedConnection) -> None:
+        self.calls.append(("readable", connection.receive()))
+
+    def writable(self, connection: UpgradedConnection) -> None:
+        self.calls.append(("writable", None))
+
+
+def test_a_half_close_is_told_once_however_much_happens_after_it(scene: Scene) -> None:
+    endpoint = Patient()
+    made, client = scene.upgraded(endpoint)
+    client.shutdown(socket.SHUT_WR)
+    until(lambda: ("readable", b"") in endpoint.calls)
+    for _ in range(3):
+        made.transmit(b"x" * 1_000_000)
+        client.recv(1 << 20)
+        gevent.sleep(0.005)
+    assert 1 == endpoint.calls.count(("readable", b""))
+    assert ("writable", None) in endpoint.calls
+    client.close()
+    until(lambda: not made.alive)
+    assert ("closed", "client") == endpoint.calls[-1]
+
+
+def test_what_was_said_last_arrives_although_nobody_has_read_what_the_client_said() -> None:
+    with upgraded_scene() as scene:
+        endpoint = Recorder()
+        made, client = scene.upgraded(endpoint)
+        client.send(b"not read")
+        made.transmit(b"last words")
+        made.end("upgraded")
+        assert (False, -1) == (made.alive, made.fileno())
+        assert [("closed", "upgraded")] == endpoint.calls
+        client.send(b"nor this")
+        assert [b"last words", b""] == [client.recv(100) for _ in range(2)]
+        client.close()
+        scene.until(lambda: scene.tally[scoreboard.closed_field("upgraded")])
+        assert [("closed", "upgraded")] == endpoint.calls
+        assert 0 == scene.lot.live
+
+
+def test_one_whose_client_says_nothing_more_is_closed_in_the_end() -> None:
+    with upgraded_scene() as scene:
+        made, client = scene.upgraded(Recorder())
+        made.end("idle")
+        assert b"" == client.recv(1)
+        scene.pass_time(1.2)
+        assert [0, 1] == [scene.lot.live, scene.tally[scoreboard.closed_field("idle")]]
+
+
+# Frames.
+
+
+def test_a_frame_is_written_at_once_or_waits_and_is_whole() -> None:
+    with upgraded_scene() as scene:
+        made, client = scene.upgraded(Endpoint(), buffer=5000)
+        made.push(b"first")
+        assert b"first" == client.recv(100)
+        frames = [bytes([number]) * 9_000 for number in range(10)]
+        for frame in frames:
+            made.push(frame)
+        assert made.queued > 50_000
+        received = b""
+        while len(received) < 90_000:
+            scene.turn()
+            received += client.recv(1 << 16)
+        assert b"".join(frames) == received
+        scene.until(lambda: 0 == made.queued)
+
+
+def test_who_does_not_take_what_is_pushed_is_cut_off_by_default() -> None:
+    class Small(Endpoint):
+        queue_bytes = 10_000
+
+    with upgraded_scene() as scene:
+        made, _ = scene.upgraded(Small(), buffer=5000)
+        for _ in range(10):
+            made.push(b"x" * 9_000)
+        assert not made.alive
+        assert [1, 0] == [scene.tally[scoreboard.slow_field("disconnected")], scene.tally[scoreboard.QUEUED_BYTES]]
+
+
+def test_nothing_is_pushed_after_the_last_frame() -> None:
+    with upgraded_scene() as scene:
+        made, client = scene.upgraded(Endpoint())
+        assert made.push_last(b"last")
+        made.push(b"more")
+        made.push_control(b"more", "ping")
+        assert made.push_last(b"more")
+        made.end()
+        assert [b"last", b""] == [client.recv(100) for _ in range(2)]
+
+
+def test_the_address_takes_little_and_is_what_it_was(scene: Scene) -> None:
+    made, _ = scene.upgraded(Recorder())
+    assert isinstance(made.connection.address, int)
+    assert (("127.0.0.1", 1), "127.0.0.1") == (made.address, made.host)

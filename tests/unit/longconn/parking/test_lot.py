@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import contextvars
 import os
 import socket
 import time
@@ -18,12 +19,13 @@ from longconn import reasons, scoreboard
 from longconn.core.states import Event, IllegalTransition, State
 from longconn.errors import ConnectionBusy, ConnectionOver
 from longconn.parking import lot as lots
-from longconn.parking.connection import NEVER, Connection
+from longconn.parking.connection import HALF_CLOSED, NEVER, SHORT_OF_ROOM, Connection
 from longconn.parking.lot import Expired, Listener, Lot
 from longconn.parking.poller import READABLE, WRITABLE, EpollPoller, WatcherPoller
 from longconn.scoreboard import Scoreboard
 
 PATIENCE = 5.0
+_left: contextvars.ContextVar[str] = contextvars.ContextVar("left")
 TICK = lots.TICK
 
 
@@ -583,3 +585,76 @@ def test_what_a_client_does_not_take_is_not_counted_as_sent(scene: Scene) -> Non
     client.close()
     with pytest.raises(OSError, match="Broken pipe"):
         connection.transmit(b"more")
+
+
+# Errands.
+
+
+def test_what_is_left_for_later_begins_in_order_in_a_context_of_its_own(scene: Scene) -> None:
+    done: list[Any] = []
+    _left.set("by the test")
+
+    def errand(number: int) -> None:
+        done.append((number, _left.get("nothing")))
+        _left.set("by another")
+        gevent.sleep(0)
+        if number == 1:
+            raise RuntimeError("asked for")
+
+    for number in range(3):
+        scene.lot.later(errand, number)
+    until(lambda: 3 == len(done))
+    assert [(number, "nothing") for number in range(3)] == done
+    scene.lot.later(done.append, "later still")
+    until(lambda: "later still" in done)
+
+
+def test_so_many_errands_at_most_are_run_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lots, "MOST_ERRANDS", 2)
+    let_go = Signal()
+    begun: list[int] = []
+
+    def errand(number: int) -> None:
+        begun.append(number)
+        let_go.wait(PATIENCE)
+
+    for number in range(4):
+        scene.lot.later(errand, number)
+    turns()
+    assert [0, 1] == begun
+    let_go.set()
+    until(lambda: [0, 1, 2, 3] == begun)
+
+
+def test_who_does_much_lets_others_have_their_turn(scene: Scene) -> None:
+    others: list[int] = []
+    gevent.spawn(others.append, 1)
+    moment = scene.lot.breathe(0.0)
+    assert moment == scene.lot.breathe(moment)
+    assert [] == others
+    scene._ahead += 1.0
+    assert scene.lot.breathe(moment) > moment
+    assert [1] == others
+
+
+def test_the_loops_thread_is_known(scene: Scene) -> None:
+    assert scene.lot.is_here()
+    assert not gevent.get_hub().threadpool.apply(scene.lot.is_here)
+
+
+def test_a_lot_is_known_until_it_ends(scene: Scene) -> None:
+    assert scene.lot in lots.lots()
+    scene.lot.end()
+    assert scene.lot not in lots.lots()
+
+
+def test_of_a_client_that_has_said_its_last_word_only_room_is_waited_for(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    connection, _ = scene.connection()
+    monkeypatch.setattr(scene.lot, "_rearm", lambda descriptor, events: asked.append(events))
+    for flags in (0, SHORT_OF_ROOM, HALF_CLOSED, HALF_CLOSED | SHORT_OF_ROOM):
+        connection.edges = flags
+        scene.lot.rest(connection)
+    assert [1, 3, 2] == asked
