@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["dropped_packets"]
+__all__ = ["dropped_packets", "lose_all_packets"]
 
 _ATTACH_FILTER, _DETACH_FILTER = 26, 27  # SO_ATTACH_FILTER, SO_DETACH_FILTER
 _PIDFD_GETFD = 438
@@ -27,16 +27,21 @@ _libc = ctypes.CDLL(None, use_errno=True)
 @contextlib.contextmanager
 def dropped_packets(pid: int) -> Iterator[None]:
     """While it lasts, process `pid`, a child of this one, receives nothing over its connections."""
-    instructions = ctypes.create_string_buffer(_TAKE_NOTHING)
-    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(instructions))
     try:
         for connection in _sockets(pid):
-            connection.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
+            lose_all_packets(connection)
         yield
     finally:
         for connection in _sockets(pid):
             with contextlib.suppress(FileNotFoundError):  # there was none
                 connection.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
+
+
+def lose_all_packets(connection: socket.socket) -> None:
+    """`connection` receives nothing more, not even the end: for its other side, this one has vanished."""
+    instructions = ctypes.create_string_buffer(_TAKE_NOTHING)
+    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(instructions))
+    connection.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
 
 
 def _sockets(pid: int) -> Iterator[socket.socket]:

@@ -1,0 +1,1 @@
+"""Channels for clients that speak plain HTTP: event streams (SSE) that stay parked, and long polls."""
