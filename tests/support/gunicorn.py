@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from longconn.channels import places
 from service.data.database import open_database
 from service.data.migrate import migrate
 from service.data.users import SqlUserRepository
@@ -175,6 +176,9 @@ class RunningService:
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait(10)
         shutil.rmtree(self.runtime, ignore_errors=True)
+        shutil.rmtree(
+            places.folder(f"seawall-{self.port}"), ignore_errors=True
+        )  # what channels keep outlives the service
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from longconn.channels import places
 from resilience.storage.shm import SharedMemoryStorage
 from resilience.storage.state_shm import SharedMemoryStateStorage
 
@@ -170,6 +171,7 @@ class Launched:
             # These outlive the service.
             SharedMemoryStorage(f"shm://seawall-{self.port}").path.unlink(missing_ok=True)
             SharedMemoryStateStorage(f"shm://seawall-{self.port}-state").path.unlink(missing_ok=True)
+            shutil.rmtree(places.folder(f"seawall-{self.port}"), ignore_errors=True)
 
     def _read(self) -> None:
         assert self.process.stdout is not None

@@ -20,7 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
-__all__ = ["Block", "anchors_of", "blocks_of", "check_links", "check_section", "rows_of", "sections_of", "served"]
+__all__ = [
+    "Block",
+    "anchors_of",
+    "blocks_of",
+    "check_links",
+    "check_section",
+    "compare",
+    "rows_of",
+    "sections_of",
+    "served",
+]
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED_REDIS = "127.0.0.1:6379"
@@ -129,11 +139,12 @@ def run(document: Path, section: str) -> int:
         if block.language == "python":
             exec(compile("\n" * (block.line - 1) + text, str(document), "exec"), module.__dict__)
         elif block.language == "pycon":
-            failures += _compare(text, module, document, block.line)
+            failures += compare(text, module, document, block.line)
     return failures
 
 
-def _compare(text: str, module: ModuleType, document: Path, line: int) -> int:
+def compare(text: str, module: ModuleType, document: Path, line: int) -> int:
+    """Run what was typed, in a module; the number of answers that differ from what is printed."""
     test = doctest.DocTestParser().get_doctest(text, {}, document.name, str(document), line - 1)
     test.globs = module.__dict__
     return doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, clear_globs=False).failed

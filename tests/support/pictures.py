@@ -1,11 +1,13 @@
-"""Pictures of the admin page for the documentation: `python -m tests.support.pictures docs/images`.
+"""Pictures of the pages for the documentation: `python -m tests.support.pictures docs/images [admin] [demo]`.
 
-A real service of two workers, three backends that fare differently, and callers for a minute and a half.
+Of the admin page: a real service of two workers, three backends that fare differently, and callers for a minute and a half. Of
+the demo page: two visitors, and a crowd that listens.
 """
 
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 import tempfile
 import threading
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
 from tests.support.browser import launched_browser
 from tests.support.launched import Launched, launched, prepare_folder
@@ -23,12 +25,20 @@ from tests.support.launched import Launched, launched, prepare_folder
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-__all__ = ["take_pictures"]
+__all__ = ["take_admin_pictures", "take_demo_pictures"]
 
 BACKENDS = ("mail", "orders", "payments")
 SIZE = {"width": 1440, "height": 900}
 SECONDS = 75
 JSON = {"Content-Type": "application/json"}
+CROWD = 3_000
+TALK = (
+    "Hello! Which worker are you on?",
+    "The other one. You came to me all the same.",
+    "And three thousand more have heard us, on two workers.",
+    "They cost next to nothing while they only listen. Shall I cut your line?",
+    "Do. I come back and get what I missed.",
+)
 
 
 class Backends:
@@ -54,7 +64,7 @@ class _Quiet(WSGIRequestHandler):
         """Say nothing."""
 
 
-def take_pictures(folder: Path) -> None:
+def take_admin_pictures(folder: Path) -> None:
     """Leave admin.png and admin-dark.png in `folder`."""
     backends = Backends()
     variables = {
@@ -119,5 +129,50 @@ def _call(run: Launched, name: str, headers: Mapping[str, str], ended: threading
             time.sleep(0.05)  # callers come and go
 
 
+def take_demo_pictures(folder: Path) -> None:
+    """Leave demo.png and demo-dark.png in `folder`."""
+    variables = {"WEB_CONCURRENCY": "2", "RATE_LIMIT": "5000/second", "RATE_LIMIT_BURST": "5000"}
+    with launched(prepare_folder(Path(tempfile.mkdtemp())), variables) as run, launched_browser() as browser:
+        anna, ben = (_visit(browser, run, name) for name in ("Anna", "Ben"))
+        crowd = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "longconn.load", "ws", f"ws://127.0.0.1:{run.port}/ws"),
+                *("--connections", str(CROWD), "--rate", "600", "--seconds", "35"),
+                *("--field", f"Authorization: {run.sign_in()['Authorization']}"),
+                *("--hello", '{"type": "subscribe", "channel": "demo:lobby"}'),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            anna.wait_for_timeout(10_000)
+            for visitor, text in zip((anna, ben) * 3, TALK, strict=False):
+                visitor.get_by_role("textbox", name="Message").fill(text)
+                visitor.keyboard.press("Enter")
+                anna.wait_for_timeout(1_500)
+            anna.get_by_role("button", name="Cut it for 5 seconds").click()
+            ben.get_by_role("textbox", name="Message").fill("Gone. You will read this all the same.")
+            ben.keyboard.press("Enter")
+            anna.wait_for_timeout(9_000)
+            anna.evaluate("document.activeElement.blur()")
+            for colours, file in (("dark", "demo-dark.png"), ("light", "demo.png")):
+                anna.get_by_label("Colours").select_option(colours)
+                anna.wait_for_timeout(500)
+                anna.screenshot(path=folder / file)
+        finally:
+            crowd.terminate()
+            crowd.wait()
+
+
+def _visit(browser: Browser, run: Launched, name: str) -> Page:
+    page = browser.new_context(viewport=SIZE, color_scheme="light").new_page()  # type: ignore[arg-type]
+    page.goto(f"http://127.0.0.1:{run.port}/")
+    page.get_by_label("Your name").fill(name)
+    return page
+
+
 if __name__ == "__main__":
-    take_pictures(Path(sys.argv[1]))
+    wanted = sys.argv[2:] or ["admin", "demo"]
+    if "admin" in wanted:
+        take_admin_pictures(Path(sys.argv[1]))
+    if "demo" in wanted:
+        take_demo_pictures(Path(sys.argv[1]))
