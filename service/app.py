@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import flask
+import gevent
 import orjson
 import structlog
 from flask.json.provider import JSONProvider
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from longconn import metrics
+from longconn.adapters.event_streams import event_stream, long_poll
+from longconn.adapters.websockets import WebSockets
+from longconn.channels.errors import ChannelsUnavailable
+from longconn.errors import LongConnError
+from longconn.roster import Roster
 from longconn.worker import BOARD
 from resilience import Resilience, create_admin_blueprint
-from resilience.adapters.admin.access import token_is_right
+from resilience.adapters.admin.access import authorize, token_is_right
+from resilience.adapters.admin.orders import record
 from resilience.adapters.metrics import render_metrics
 from resilience.adapters.options import Source
 from service import logs, problems
@@ -22,13 +32,23 @@ from service.middleware.access_log import metered
 from service.middleware.chain import build_chain, compose
 from service.middleware.link import Middleware
 from service.middleware.listener import came_in_on_admin_listener
+from service.model import user_name
 from service.processors import available_processors
 from service.routes import health
+from service.routes.access import public
 from service.routes.auth import create_auth_blueprint
 from service.routes.backends import create_backends_blueprint
+from service.routes.channels import create_channels_blueprint
+from service.routes.connections import create_connections_blueprint
+from service.routes.credentials import SUBPROTOCOL, Credentials
+from service.routes.demo import create_demo_blueprint
 from service.routes.metrics import create_metrics_blueprint
+from service.routes.sockets import ChannelSocket
+from service.routes.tickets import create_tickets_blueprint
 from service.routes.users import create_users_blueprint
 from service.services.backends import Backends
+from service.services.channels import ChannelService
+from service.services.live import LiveCounters
 from service.settings import Settings
 from service.wiring import Parts, build_parts
 
@@ -51,6 +71,12 @@ OPTIONS: Final = {
     "peer_directory": "peer_directory",
 }
 """The library's options that are settings of the service, and what they are called there."""
+
+
+AROUND_A_MESSAGE: Final = 4_096
+"""Bytes of a message over a WebSocket beside what is published with it."""
+
+_log = structlog.get_logger("service.app")
 
 
 class OrjsonProvider(JSONProvider):
@@ -94,6 +120,16 @@ class Service(flask.Flask):
         # Two slashes are not found. Werkzeug would send the caller to the host that the request names.
         self.url_map.merge_slashes = False
         self._proceed = compose(links, super().full_dispatch_request)
+        self._at_boot: list[Callable[[], object]] = []
+
+    def at_boot(self, function: Callable[[], object]) -> None:
+        """Have `function` called in each worker, before it serves anybody."""
+        self._at_boot.append(function)
+
+    def on_worker_booted(self) -> None:
+        """A worker has been forked and has this application. The worker's hook calls it."""
+        for function in self._at_boot:
+            function()
 
     def full_dispatch_request(self) -> flask.Response:
         """Run the chain, innermost Flask's own dispatch."""
@@ -147,7 +183,6 @@ def create_app(settings: Settings, parts: Parts | None = None) -> Service:
             )
         )
     app.register_blueprint(create_auth_blueprint(parts.auth, parts.login_limiter))
-    app.register_blueprint(create_users_blueprint(parts.users))
     app.register_blueprint(
         create_backends_blueprint(
             Backends(parts.backends),
@@ -156,4 +191,51 @@ def create_app(settings: Settings, parts: Parts | None = None) -> Service:
             trusted_proxies=settings.trusted_proxies,
         )
     )
+    _add_channels(app, settings, parts)
     return app
+
+
+def _add_channels(app: Service, settings: Settings, parts: Parts) -> None:
+    """What stays connected: WebSockets, event streams, and who looks after them."""
+    channels = ChannelService(parts.channels, message_limit=settings.message_limit)
+    credentials = Credentials(parts.tokens, parts.tickets, trusted_proxies=settings.trusted_proxies)
+    sockets = WebSockets(app, channels=parts.channels)
+    sockets.endpoint(
+        "/ws",
+        endpoint="ws",
+        message_bytes=settings.message_limit + AROUND_A_MESSAGE,
+        messages_per_second=settings.message_rate,
+        subprotocols=(SUBPROTOCOL,),
+    )(ChannelSocket(channels, credentials, names_worker=settings.has_demo))
+    public(app.view_functions["ws"])  # it looks at credentials wherever a browser can put them
+    app.register_blueprint(create_tickets_blueprint(parts.tickets, parts.tokens, guests=settings.has_demo))
+    app.register_blueprint(
+        create_channels_blueprint(channels, credentials, event_stream=event_stream, long_poll=long_poll)
+    )
+    roster = Roster(parts.channels)
+    app.register_blueprint(
+        create_users_blueprint(parts.users, on_removed=functools.partial(gevent.spawn, _send_away, roster))
+    )
+    if settings.resilience_admin_token is not None:
+        app.register_blueprint(create_connections_blueprint(roster, authorize=authorize, record=record))
+    app.at_boot(functools.partial(_answer_for_connections, roster, parts))
+    if settings.has_demo:
+        app.register_blueprint(create_demo_blueprint())
+        counters = LiveCounters(BOARD, parts.channels, clock=time.time, sleep=gevent.sleep)
+        app.at_boot(functools.partial(gevent.spawn, counters.run))
+
+
+def _answer_for_connections(roster: Roster, parts: Parts) -> None:
+    """Have this worker tell of its connections, and close them, whichever worker is asked."""
+    roster.answer()
+    try:
+        parts.channels.start()
+    except LongConnError as error:
+        # It serves everything else. The next who uses a channel tries again.
+        _log.error("channels are out of order", reason=str(error))
+
+
+def _send_away(roster: Roster, user_id: int) -> None:
+    """Close the connections of a user who is gone, on every worker."""
+    with contextlib.suppress(ChannelsUnavailable):  # then nobody hears anything on them either
+        roster.kick(user=user_name(user_id), reason="the user is gone")

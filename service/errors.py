@@ -22,7 +22,8 @@
     ├── BackendTimedOut         20006  504
     ├── RequestTimedOut         20007  504
     ├── BackendSaturated        20008  503
-    └── Overloaded              20009  503
+    ├── Overloaded              20009  503
+    └── ChannelsUnavailable     20010  503
 
 Codes 1xxxx are the caller's to mend, 2xxxx are ours. `detail` is for the caller and never holds SQL, a stack or a path.
 This module imports nothing, so that every layer may raise what it defines.
@@ -38,6 +39,7 @@ __all__ = [
     "BackendFailed",
     "BackendSaturated",
     "BackendTimedOut",
+    "ChannelsUnavailable",
     "CircuitIsOpen",
     "Conflict",
     "DatabaseBusy",
@@ -215,6 +217,12 @@ class Overloaded(ServiceError):
     """The service has as much work of this kind as it takes on at once."""
 
     code, status, title = 20009, 503, "Overloaded"
+
+
+class ChannelsUnavailable(ServiceError):
+    """Messages cannot be carried or kept at the moment."""
+
+    code, status, title = 20010, 503, "Channels unavailable"
 
 
 def _registry() -> dict[int, type[ServiceError]]:

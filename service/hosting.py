@@ -57,6 +57,7 @@ def configure(
         # By port alone: the host may be a name, which the socket does not know.
         "reserved_listeners": (f":{settings.admin_port}",),
         "reserved_connections": max(1, min(ADMIN_CONNECTIONS, max_connections - 1)),
+        "channels": settings.channel_place,
     }
     try:
         in_force = longconn.Settings.from_environment(environ, defaults=defaults)
@@ -74,9 +75,12 @@ def connections_beside(settings: Settings) -> int:
     return max(2, capacity_within(files, OPEN_ANYWAY + ADMIN_CONNECTIONS + own).connections)
 
 
-def on_worker_booted(_worker: Any) -> None:
+def on_worker_booted(worker: Any) -> None:
     """For gunicorn's `post_worker_init`: the application is there, nobody is served yet."""
     logs.log_greenlet_crashes(gevent.get_hub())
+    start = getattr(worker.wsgi, "on_worker_booted", None)  # other applications have none
+    if start is not None:
+        start()
 
 
 def _on_drain(worker: Any) -> None:

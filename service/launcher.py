@@ -317,6 +317,7 @@ def _addresses(plan: Plan, password: str | None) -> str:
     token = plan.settings.resilience_admin_token
     lines = [
         ("service", plan.public_url),
+        ("demo page", f"{plan.public_url}/" if plan.settings.has_demo else None),
         ("admin", f"{plan.admin_url}/admin/"),
         ("admin token", token.get_secret_value() if token else "none"),
         ("demo backend", f"http://{plan.demo_address}" if plan.demo_port else None),

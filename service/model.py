@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-__all__ = ["Caller", "Page", "Role", "User"]
+__all__ = ["Caller", "Page", "Participant", "Role", "User", "user_name"]
 
 Role = Literal["member", "admin"]
 
@@ -38,3 +38,33 @@ class Caller:
 
     user_id: int
     role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """Who is at the other end of a connection that stays.
+
+    `name` is what others see and what lists of connections go by: `user-7` for the user with that id, `guest-` and some
+    letters for a guest of the demo, who is no user: `caller` is None. `token` names the credential that was shown (its id, so
+    that it can be revoked), and `expires_at` is when that ends, in seconds since the epoch; None: never.
+    """
+
+    name: str
+    caller: Caller | None = None
+    token: str = ""
+    expires_at: float | None = None
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether this is no user of the service."""
+        return self.caller is None
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether this is a user who administers the service."""
+        return self.caller is not None and self.caller.role == "admin"
+
+
+def user_name(user_id: int) -> str:
+    """What a `Participant` who is that user is called."""
+    return f"user-{user_id}"

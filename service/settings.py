@@ -243,6 +243,20 @@ class Settings(BaseSettings):
 
     request_timeout: Annotated[Seconds, Field(ge=0.1)] = 30.0
     body_limit: Count = 1_048_576
+
+    demo_page: bool | None = None
+    """Whether there is the demo page at /, and whether its guests, who need no token, are let in. None: but in production."""
+    ticket_lifetime: Annotated[int, Field(ge=1, le=300)] = 30
+    """How long a one-time ticket for a WebSocket or an event stream holds."""
+    message_limit: Annotated[int, Field(ge=256, le=16_777_216)] = 65_536
+    """Largest message of a channel."""
+    message_rate: Rate = "50/second"
+    """Messages that each WebSocket may send."""
+    channel_history: Annotated[int, Field(ge=0, le=100_000)] = 100
+    """Messages that each channel keeps for those who come back."""
+    channel_history_age: Seconds = 300.0
+    """How long it keeps them."""
+
     middleware_off: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split_commas), AfterValidator(_middleware_names)
     ] = ()
@@ -338,6 +352,16 @@ class Settings(BaseSettings):
     def state_storage(self) -> str:
         """Where circuits are kept."""
         return self.resilience_state_uri or f"shm://seawall-{self.port}-state"
+
+    @property
+    def has_demo(self) -> bool:
+        """Whether the demo page is there, and guests are let in."""
+        return self.environment != "production" if self.demo_page is None else self.demo_page
+
+    @property
+    def channel_place(self) -> str:
+        """Where channels keep their messages, unless LONGCONN_CHANNELS says where."""
+        return f"seawall-{self.port}"
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

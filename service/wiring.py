@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import longconn
+from longconn.channels.hub import Channels, default_channels
+from longconn.channels.ports import HistoryLimits
+from longconn.configuration import hooks
 from resilience import CircuitBreaker, RateLimiter, open_storage
 from resilience.ports import LimitStorage, StateStorage
 from resilience.storage.standin import StandInStorage
@@ -16,8 +22,10 @@ from service.lifecycle import Check, Checks, Lifecycle, process
 from service.middleware.authentication import Authenticator
 from service.processors import available_processors
 from service.security.passwords import PasswordHasher
+from service.security.tickets import SpentInFolder, SpentInMemory, TicketSigner
 from service.security.tokens import TokenSigner
 from service.services.auth import AuthService
+from service.services.channels import LIVE
 from service.services.ports import Backend
 from service.services.users import UserService
 from service.settings import Settings, SettingsError
@@ -28,18 +36,25 @@ __all__ = ["Parts", "build_parts"]
 CHECK_TIMEOUT = 0.9
 PING_TIMEOUT = 0.8
 
+SPENT_TICKETS = "tickets"
+FEWEST_OF_THE_LARGEST = 4
+"""Messages of the largest size that a channel keeps, if it is to keep so many."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What an application is put together from. `circuits` are listed by the admin endpoint; `limiter` guards every
     request, `login_limiter` the tries to sign in; `storage` holds the buckets of both, `state` the circuits and what
-    operators have ordered."""
+    operators have ordered; `channels` carry messages between all workers."""
 
     users: UserService
     auth: AuthService
     backends: Mapping[str, Backend]
     circuits: tuple[CircuitBreaker, ...]
     authenticator: Authenticator
+    tokens: TokenSigner
+    tickets: TicketSigner
+    channels: Channels
     storage: LimitStorage
     state: StateStorage
     limiter: RateLimiter
@@ -63,12 +78,17 @@ def build_parts(settings: Settings, *, lifecycle: Lifecycle = process) -> Parts:
     for name, backend in backends.items():
         lifecycle.on_shutdown(f"connections to {name}", backend.close)
     storage, state = _storage(settings), _state(settings)
+    channels = _channels(settings)
+    lifecycle.on_shutdown("channels", channels.close)
     return Parts(
         users=UserService(users, hasher),
         auth=AuthService(users, hasher, signer),
         backends=backends,
         circuits=tuple(backend.circuit for backend in backends.values()),
         authenticator=signer,
+        tokens=signer,
+        tickets=_tickets(settings),
+        channels=channels,
         storage=storage,
         state=state,
         limiter=_limiter("default", settings.rate_limit, settings.rate_limit_burst, setting="rate_limit"),
@@ -84,6 +104,36 @@ def _signer(settings: Settings) -> TokenSigner:
         settings.token_secret.get_secret_value(),
         previous=None if previous is None else previous.get_secret_value(),
         lifetime=settings.token_lifetime,
+    )
+
+
+def _tickets(settings: Settings) -> TicketSigner:
+    previous = settings.token_secret_previous
+    directory = settings.peer_directory  # where the workers of this service meet, if there are several
+    return TicketSigner(
+        settings.token_secret.get_secret_value(),
+        previous=None if previous is None else previous.get_secret_value(),
+        lifetime=settings.ticket_lifetime,
+        spent=SpentInMemory() if directory is None else SpentInFolder(Path(directory) / SPENT_TICKETS),
+    )
+
+
+def _channels(settings: Settings) -> Channels:
+    try:
+        # As the worker reads them, which knows more of it (gunicorn.conf.py) when it is there.
+        worker = longconn.Settings.from_environment(
+            os.environ, defaults={"channels": settings.channel_place, **hooks().defaults}
+        )
+    except longconn.SettingsError as error:
+        raise SettingsError("\n  ".join(error.problems)) from None
+    kept = HistoryLimits(
+        count=settings.channel_history,
+        size=max(HistoryLimits().size, FEWEST_OF_THE_LARGEST * settings.message_limit),
+        age=settings.channel_history_age,
+    )
+    # Of the counters only the latest are news.
+    return default_channels(
+        "service", settings=worker, history=kept, history_of={LIVE: HistoryLimits(count=1, size=65_536, age=60.0)}
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import flask
 
+from longconn import HANDLED
 from service import logs
 from service.middleware.current import current_request, current_scratch
 from service.middleware.link import Proceed
@@ -20,6 +22,8 @@ __all__ = ["AccessLog", "metered"]
 
 QUIET_BLUEPRINT = "health"
 LINE = "seawall.access_line"
+UPGRADE = "longconn.upgrade"
+"""Where the worker puts what hands a connection over to another protocol."""
 
 
 class AccessLog:
@@ -27,7 +31,8 @@ class AccessLog:
 
     `latency_ms` runs from the request's head to the last byte of the body. `aborted` is there when the body did not
     leave as a whole; `status` is null when there was no response at all. `client` is the address in front of
-    `trusted_proxies` proxies.
+    `trusted_proxies` proxies. A connection that another protocol takes over has its line at once, with the `connection` that
+    tells of its end.
     """
 
     def __init__(self, *, trusted_proxies: int = 0) -> None:
@@ -37,6 +42,9 @@ class AccessLog:
         """Answer the request. Its line is written when the body that `metered` returns is closed."""
         request = current_request()
         line = _Line(request, self._client(request))
+        upgrade = request.environ.get(UPGRADE)
+        if upgrade is not None:
+            request.environ[UPGRADE] = functools.partial(line.hand_over, upgrade)
         try:
             response = proceed()
         except BaseException:
@@ -58,8 +66,14 @@ def metered(environ: WSGIEnvironment, body: Iterable[bytes]) -> Iterable[bytes]:
 
     This sits outside the response, since the request's context is gone and the response's class may be anyone's.
     """
-    line = environ.get(LINE)
-    return body if line is None else _Metered(body, line)
+    line: _Line | None = environ.get(LINE)
+    if line is None:
+        return body
+    if body is HANDLED:
+        # The worker knows it by what it is, and nothing more comes of this request.
+        line.write(aborted=False)
+        return body
+    return _Metered(body, line)
 
 
 class _Line:
@@ -83,6 +97,12 @@ class _Line:
             "request_id": scratch.get("request_id"),
             "trace_id": None if trace is None else trace.trace_id,
         }
+
+    def hand_over(self, upgrade: Callable[..., Any], *arguments: Any) -> Any:
+        """Have the worker hand the connection over, and note what it is called from then on."""
+        connection = upgrade(*arguments)
+        self._fields["connection"] = connection.id
+        return connection
 
     def write(self, *, aborted: bool) -> None:
         fields = self._fields

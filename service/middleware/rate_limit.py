@@ -12,7 +12,7 @@ from service.middleware.link import Proceed
 __all__ = ["Limiter", "RateLimit"]
 
 # Probes must never be refused for someone else's load, nor the operator who comes to look at it.
-UNLIMITED_BLUEPRINTS = frozenset({"admin", "health", "metrics"})
+UNLIMITED_BLUEPRINTS = frozenset({"admin", "connections", "health", "metrics"})
 
 
 class Limiter(Protocol):

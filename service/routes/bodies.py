@@ -1,4 +1,4 @@
-"""JSON request bodies, read strictly: what is ambiguous or not JSON is refused with the reason."""
+"""JSON bodies and messages, read strictly: what is ambiguous or not JSON is refused with the reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flask import Request
 
 from service.errors import UnsupportedMediaType, ValidationFailed
 
-__all__ = ["JSON", "MERGE_PATCH", "json_object"]
+__all__ = ["JSON", "MERGE_PATCH", "json_members", "json_object"]
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -26,34 +26,41 @@ def json_object(request: Request, *media_types: str) -> dict[str, object]:
     if request.mimetype not in accepted:
         raise UnsupportedMediaType(f"Send the body as {' or '.join(accepted)}, and say so in Content-Type.")
     try:
-        content = json.loads(
-            request.get_data(cache=False).decode("utf-8"),
-            object_pairs_hook=_without_repetition,
-            parse_constant=_refuse_constant,
-        )
+        text = request.get_data(cache=False).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValidationFailed(f"The body is not UTF-8 at byte {error.start}.") from None
+    return json_members(text)
+
+
+def json_members(text: str, what: str = "body") -> dict[str, object]:
+    """The members of the JSON object that `text` holds, which is the `what` of something. Raises `ValidationFailed` as
+    `json_object` does."""
+
+    def without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        members = dict(pairs)
+        if len(members) < len(pairs):
+            raise ValidationFailed(f"The {what} gives a name twice; which value counts would be a guess.")
+        for text in (*members, *members.values()):
+            if isinstance(text, str) and not _is_text(text):
+                raise ValidationFailed(f"The {what} holds half of a surrogate pair; send whole characters.")
+        return members
+
+    def refuse_constant(name: str) -> NoReturn:
+        raise ValidationFailed(f"The {what} holds {name}, which is not JSON.")
+
+    try:
+        content = json.loads(text, object_pairs_hook=without_repetition, parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
         raise ValidationFailed(
-            f"The body is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
+            f"The {what} is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
         ) from None
     except RecursionError:
-        raise ValidationFailed("The body nests too deeply.") from None
+        raise ValidationFailed(f"The {what} nests too deeply.") from None
     except ValueError:
-        raise ValidationFailed("The body holds a number of too many digits.") from None
+        raise ValidationFailed(f"The {what} holds a number of too many digits.") from None
     if not isinstance(content, dict):
-        raise ValidationFailed("The body must be a JSON object.")
+        raise ValidationFailed(f"The {what} must be a JSON object.")
     return content
-
-
-def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise ValidationFailed("The body gives a name twice; which value counts would be a guess.")
-    for text in (*members, *members.values()):
-        if isinstance(text, str) and not _is_text(text):
-            raise ValidationFailed("The body holds half of a surrogate pair; send whole characters.")
-    return members
 
 
 def _is_text(text: str) -> bool:
@@ -62,7 +69,3 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValidationFailed(f"The body holds {name}, which is not JSON.")

@@ -6,6 +6,7 @@ The ETag is the version. Whoever changes a user says in If-Match which version t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from flask import Blueprint, Response, jsonify, request, url_for
 from flask.blueprints import BlueprintSetupState
@@ -27,14 +28,18 @@ ETAG = re.compile(r'(?P<weak>W/)?"(?P<tag>[\x21\x23-\x7e\x80-\xff]*)"')
 """As RFC 9110 has it (8.8.3)."""
 
 
+def _nothing(_: int) -> None:
+    """For who is not interested."""
+
+
 class _NumberConverter(IntegerConverter):
     """A number of a user. The base takes the digits of other scripts too, so one user would have many addresses."""
 
     regex = rf"[0-9]{{1,{NUMBER_DIGITS}}}"
 
 
-def create_users_blueprint(user_service: UserService) -> Blueprint:
-    """The routes of the users."""
+def create_users_blueprint(user_service: UserService, *, on_removed: Callable[[int], object] = _nothing) -> Blueprint:
+    """The routes of the users. `on_removed(user_id)` is called when one is gone, and must not wait."""
     blueprint = Blueprint("users", __name__, url_prefix="/api/v1/users")
     blueprint.record_once(_know_numbers)
 
@@ -83,6 +88,7 @@ def create_users_blueprint(user_service: UserService) -> Blueprint:
     def remove_user(user_id: int) -> Response:
         version = _version_to_change() if "If-Match" in request.headers else None
         user_service.remove(current_caller(), user_id, version)
+        on_removed(user_id)
         return Response(status=204)
 
     return blueprint

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import jwt
 
 from service.errors import Unauthenticated
-from service.model import Caller, Role, User
+from service.model import Caller, Participant, Role, User, user_name
 
 __all__ = ["TokenSigner"]
 
@@ -43,7 +43,7 @@ class TokenSigner:
         self._accepted = (secret,) if previous is None else (secret, previous)
         self._lifetime = lifetime
         self._now = now
-        self._verified: OrderedDict[str, tuple[Caller, float]] = OrderedDict()  # by token: who, and until when
+        self._verified: OrderedDict[str, tuple[Participant, float]] = OrderedDict()  # by token: who, and until when
 
     def issue(self, user: User) -> tuple[str, int]:
         """A token for `user` and its lifetime in seconds."""
@@ -64,12 +64,18 @@ class TokenSigner:
 
         The database is not asked: the role is that of the moment the token was issued.
         """
+        caller = self.participant(token).caller
+        assert caller is not None  # guests have no tokens
+        return caller
+
+    def participant(self, token: str) -> Participant:
+        """As `verify`, with what a connection that stays needs to know of the token: its id, and when it ends."""
         known = self._verified.get(token)
         if known is not None and self._now().timestamp() < known[1]:
             return known[0]
         try:
             claims = self._claims(token)
-            return self._remember(token, _caller(claims), claims["exp"])
+            return self._remember(token, _participant(claims), claims["exp"])
         except jwt.ExpiredSignatureError:
             raise Unauthenticated(f"The token has expired. {SIGN_IN}") from None
         except jwt.InvalidSignatureError:
@@ -77,11 +83,11 @@ class TokenSigner:
         except (jwt.PyJWTError, RecursionError):  # of the latter, not every PyJWT makes one of its own
             raise Unauthenticated(f"This is not a token of this service. {SIGN_IN}") from None
 
-    def _remember(self, token: str, caller: Caller, expires: float) -> Caller:
-        self._verified[token] = (caller, expires)  # without the leeway: a token at its end is checked each time
+    def _remember(self, token: str, participant: Participant, expires: float) -> Participant:
+        self._verified[token] = (participant, expires)  # without the leeway: a token at its end is checked each time
         while len(self._verified) > REMEMBERED:
             self._verified.popitem(last=False)
-        return caller
+        return participant
 
     def _claims(self, token: str) -> dict[str, Any]:
         for secret in self._accepted[:-1]:
@@ -104,9 +110,11 @@ def _decode(token: str, secret: str) -> dict[str, Any]:
     )
 
 
-def _caller(claims: dict[str, Any]) -> Caller:
+def _participant(claims: dict[str, Any]) -> Participant:
     role: Role | None = next((role for role in get_args(Role) if role == claims["role"]), None)
     subject = claims["sub"]
     if role is None or not (subject.isascii() and subject.isdigit()):
         raise jwt.InvalidTokenError
-    return Caller(user_id=int(subject), role=role)
+    caller = Caller(user_id=int(subject), role=role)
+    expires_at = claims["exp"] + LEEWAY.total_seconds()
+    return Participant(user_name(caller.user_id), caller, token=str(claims["jti"]), expires_at=expires_at)

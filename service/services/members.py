@@ -17,14 +17,15 @@ LONGEST_POINTER = 64
 
 
 def check_members(
-    members: Mapping[str, object], rules: Mapping[str, Fault], *, required: Collection[str]
+    members: Mapping[str, object], rules: Mapping[str, Fault], *, required: Collection[str], free: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The members, all of them strings that their rules accept.
+    """The members, all of them strings that their rules accept; those named in `free` may be anything.
 
     Raises `ValidationFailed` that names every member which is missing, unknown or wrong (the first 20).
     """
     missing = [(name, "is required") for name in required if name not in members]
-    wrong = [(name, fault) for name, value in members.items() if (fault := _fault(rules, name, value)) is not None]
+    looked_at = [(name, value) for name, value in members.items() if name not in free or name not in rules]
+    wrong = [(name, fault) for name, value in looked_at if (fault := _fault(rules, name, value)) is not None]
     faults = [(_pointer(name), fault) for name, fault in (*missing, *wrong)]
     if faults:
         pointer, fault = faults[0]

@@ -6,9 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.model import Page, Role, User
+from longconn.channels.ports import History, Position
+from service.model import Page, Participant, Role, User
 
-__all__ = ["Backend", "BackendResponse", "PasswordHasher", "TokenSigner", "UserRepository"]
+__all__ = [
+    "Backend",
+    "BackendResponse",
+    "Channels",
+    "PasswordHasher",
+    "TicketSigner",
+    "TokenSigner",
+    "UserRepository",
+]
 
 
 class UserRepository(Protocol):
@@ -71,3 +80,27 @@ class Backend(Protocol):
 
         Raises `CircuitIsOpen`, `BackendFailed`, `BackendTimedOut` or `BackendSaturated`.
         """
+
+
+class TicketSigner(Protocol):
+    """One-time tickets for connections that stay."""
+
+    def issue(self, participant: Participant) -> tuple[str, int]:
+        """A ticket for `participant` and its lifetime in seconds."""
+
+    def redeem(self, ticket: str) -> Participant:
+        """Who it was issued for, once. Raises `Unauthenticated` when it does not hold."""
+
+    def guest(self, visitor: str) -> Participant:
+        """The guest who comes with `visitor`, a text that only they know."""
+
+
+class Channels(Protocol):
+    """Messages for whoever hears a channel, on every worker, and what was said before. Raises `ChannelError`s of
+    `longconn.channels.errors`."""
+
+    def publish(self, channel: str, data: str, *, event: str = "", key: str = "") -> Position:
+        """Have all subscribers hear `data`, and return where it stands in the channel."""
+
+    def history(self, channel: str, since: Position | None = None, most: int | None = None) -> History:
+        """What is still held after `since`, at most the newest `most`."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import flask
 import pytest
+from structlog.testing import capture_logs
 
 from resilience import open_storage
 from resilience.storage.state_address import open_state_storage
@@ -47,9 +48,64 @@ def test_every_api_view_but_signing_in_needs_a_token(tmp_path: Path, lifecycle: 
 def test_the_surface_is_the_api_the_admin_endpoint_and_health(tmp_path: Path, lifecycle: Lifecycle) -> None:
     app = create(tmp_path, lifecycle, resilience_admin_token=ADMIN_TOKEN)
     rules = {rule.rule for rule in app.url_map.iter_rules()}
-    assert {"/livez", "/readyz", "/healthz", "/metrics", "/admin/circuits", "/admin/limiters"} <= rules
-    known = ("/api/v1/", "/admin", "/livez", "/readyz", "/healthz", "/metrics")
-    assert all(rule.startswith(known) for rule in rules)
+    assert {"/livez", "/readyz", "/healthz", "/metrics", "/admin/circuits", "/admin/connections"} <= rules
+    known = ("/api/v1/", "/admin", "/events/", "/livez", "/readyz", "/healthz", "/metrics")
+    assert {"/", "/ws"} == {rule for rule in rules if not rule.startswith(known)}
+
+
+@pytest.mark.parametrize(("demo", "there"), [(None, True), (False, False)])
+def test_the_demo_and_its_guests_are_there_where_the_settings_say_so(
+    tmp_path: Path, lifecycle: Lifecycle, demo: bool | None, there: bool
+) -> None:
+    client = create(tmp_path, lifecycle, demo_page=demo).test_client()
+    statuses = client.get("/").status_code, client.post("/api/v1/tickets").status_code
+    assert ((200, 201) if there else (404, 401)) == statuses
+
+
+def test_connections_that_stay_need_credentials(tmp_path: Path, lifecycle: Lifecycle) -> None:
+    client = create(tmp_path, lifecycle).test_client()
+    handshake = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    worker = {"longconn.upgrade": lambda *_: None}
+    answer = client.get("/ws", headers=handshake, environ_overrides=worker)
+    assert (401, 10003) == (answer.status_code, answer.get_json()["code"])
+    assert 401 == client.get("/events/live").status_code
+
+
+def test_what_is_no_websocket_is_told_what_to_do(tmp_path: Path, lifecycle: Lifecycle) -> None:
+    answer = create(tmp_path, lifecycle).test_client().get("/ws")
+    assert (426, "websocket") == (answer.status_code, answer.headers["Upgrade"])
+    assert 426 == answer.get_json()["status"]
+
+
+def test_pages_of_other_origins_open_no_websocket(tmp_path: Path, lifecycle: Lifecycle) -> None:
+    client = create(tmp_path, lifecycle).test_client()
+    handshake = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Origin": "https://evil.example",
+    }
+    answer = client.get("/ws", headers=handshake, environ_overrides={"longconn.upgrade": lambda *_: None})
+    assert (403, 10004) == (answer.status_code, answer.get_json()["code"])
+
+
+def test_the_connections_are_on_the_admin_listener_for_whoever_has_the_token(
+    tmp_path: Path, lifecycle: Lifecycle
+) -> None:
+    admin, headers = {"SERVER_PORT": "8001"}, {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    client = create(tmp_path, lifecycle, resilience_admin_token=ADMIN_TOKEN).test_client()
+    statuses = [
+        client.get("/admin/connections", headers=given, environ_overrides=listener).status_code
+        for given, listener in (({}, admin), (headers, {}))
+    ]
+    assert [401, 404] == statuses
+    assert 401 == client.post("/admin/connections/kick", json={"user": "a"}, environ_overrides=admin).status_code
 
 
 def test_the_admin_endpoint_needs_a_token_to_exist(tmp_path: Path, lifecycle: Lifecycle) -> None:
@@ -229,6 +285,19 @@ def post_chunked(body: bytes) -> tuple[int, int]:
     environ = {"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
     response = app.test_client().post("/size", environ_overrides=environ)
     return response.status_code, int(response.text) if response.status_code == 200 else -1
+
+
+def test_a_worker_without_channels_serves_everything_else(
+    tmp_path: Path, lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "foreign").touch()
+    monkeypatch.setenv("LONGCONN_CHANNELS", str(tmp_path / "foreign"))
+    app = create(tmp_path, lifecycle, demo_page=False)
+    with capture_logs() as logged:
+        app.on_worker_booted()
+    assert ["channels are out of order"] == [line["event"] for line in logged]
+    client = app.test_client()
+    assert (200, 404) == (client.get("/livez").status_code, client.get("/").status_code)
 
 
 def test_dates_and_dataclasses_are_json() -> None:

@@ -47,6 +47,18 @@ def test_what_the_service_is_set_to_is_what_the_worker_runs_with() -> None:
     assert 5.0 == configuration.hooks().defaults["drain_delay"]
 
 
+def test_channels_have_a_place_of_their_own_for_each_service_on_a_machine() -> None:
+    assert "seawall-9000" == configure(port=9000).channels
+    assert "elsewhere" == configure(environ={"LONGCONN_CHANNELS": "elsewhere"}, port=9000).channels
+
+
+def test_an_application_hears_that_its_worker_has_begun() -> None:
+    booted: list[str] = []
+    hosting.on_worker_booted(SimpleNamespace(wsgi=SimpleNamespace(on_worker_booted=lambda: booted.append("service"))))
+    hosting.on_worker_booted(SimpleNamespace(wsgi=object()))  # another application
+    assert ["service"] == booted
+
+
 def test_the_environment_overrules_it() -> None:
     environ = {"LONGCONN_DRAIN_DELAY": "7", "LONGCONN_HEAD_TIMEOUT": "3"}
     in_force = configure(environ=environ, drain_delay=5.0)

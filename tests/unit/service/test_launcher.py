@@ -258,6 +258,12 @@ class TestInstructions:
         assert [] == [needed for needed in expected if needed not in text]
         assert ["1.", "2.", "3.", "4."] == re.findall(r"^\d\.", text, re.MULTILINE)
 
+    def test_name_the_demo_page_where_there_is_one(self) -> None:
+        with_it, without = (instructions(make_plan({"DEMO_PAGE": said}), None) for said in ("true", "false"))
+
+        assert re.search(r"^  demo page +http://127\.0\.0\.1:8000/$", with_it, re.MULTILINE)
+        assert "demo page" not in without
+
     def test_call_a_configured_backend_without_breaking_it(self) -> None:
         text = instructions(make_plan({"BACKENDS__shop": "http://shop.example"}), "the password")
 

@@ -325,6 +325,29 @@ def test_every_storage_of_circuits_that_is_accepted_can_be_opened(folder: Path, 
     assert open_state_storage(load(folder, RESILIENCE_STATE_URI=uri).state_storage) is not None
 
 
+@pytest.mark.parametrize(
+    ("environment", "text", "there"),
+    [
+        ("development", "", True),
+        ("testing", "", True),
+        ("production", "", False),
+        ("production", "true", True),
+        ("development", "false", False),
+        ("production", "none", False),
+    ],
+)
+def test_the_demo_is_there_but_in_production_or_as_it_is_said(
+    folder: Path, environment: str, text: str, there: bool
+) -> None:
+    for name in ("production", "testing"):
+        (folder / f"{name}.yaml").write_text("log_level: info\n")
+    assert there == load(folder, SEAWALL_ENVIRONMENT=environment, DEMO_PAGE=text).has_demo
+
+
+def test_services_on_one_machine_keep_their_messages_apart(folder: Path) -> None:
+    assert ["seawall-8000", "seawall-9000"] == [load(folder, PORT=port).channel_place for port in ("8000", "9000")]
+
+
 def test_services_on_one_machine_keep_their_circuits_apart(folder: Path) -> None:
     places = [
         load(folder, PORT=port, RESILIENCE_STATE_URI=uri).state_storage

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import flask
@@ -9,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 from werkzeug.test import EnvironBuilder
 
+from longconn import HANDLED
 from service import logs
 from service.app import Service
 from service.lifecycle import Checks, Lifecycle
@@ -188,3 +190,31 @@ def test_what_a_view_binds_to_the_context_is_not_in_the_next_requests_lines() ->
     response = client.get("/look")
     assert response.json is not None
     assert {"request_id", "trace_id"} == response.json.keys()
+
+
+def test_a_connection_that_is_handed_over_has_its_line_at_once_with_its_name() -> None:
+    class Handing(flask.Response):
+        def __call__(self, environ: Any, start_response: Any) -> Any:
+            environ["longconn.upgrade"]("endpoint", b"head")
+            return HANDLED
+
+    app = application(socket=lambda: Handing(status=101))
+    upgraded: list[Any] = []
+
+    def upgrade(*arguments: Any) -> Any:
+        upgraded.append(arguments)
+        return SimpleNamespace(id="w1-5")
+
+    with capture_logs() as logged:
+        environ = EnvironBuilder("/socket", environ_overrides={"longconn.upgrade": upgrade}).get_environ()
+        body = app(environ, lambda *_: lambda _: None)
+    assert body is HANDLED  # by which the worker knows it
+    (line,) = [entry for entry in logged if entry["event"] == "request"]
+    assert (101, "w1-5", 0) == (line["status"], line["connection"], line["bytes"])
+    assert "aborted" not in line
+    assert [("endpoint", b"head")] == upgraded
+
+
+def test_a_request_whose_connection_is_kept_names_none() -> None:
+    app = application(thing=lambda: "hello")
+    assert "connection" not in line_of(app, "/thing", environ_overrides={"longconn.upgrade": lambda *_: None})

@@ -37,8 +37,14 @@ def users(tmp_path: Path) -> Iterator[SqlUserRepository]:
 
 
 @pytest.fixture
-def app(users: SqlUserRepository, hasher: PasswordHasher) -> flask.Flask:
-    return application(create_users_blueprint(UserService(users, hasher)))
+def removed() -> list[int]:
+    """The users of whom it was told that they are gone."""
+    return []
+
+
+@pytest.fixture
+def app(users: SqlUserRepository, hasher: PasswordHasher, removed: list[int]) -> flask.Flask:
+    return application(create_users_blueprint(UserService(users, hasher), on_removed=removed.append))
 
 
 @pytest.fixture
@@ -246,6 +252,13 @@ def test_a_removed_user_is_gone(client: FlaskClient, ann: User, ben: User, tag: 
     response = client.delete(f"{USERS}/{ben.id}", headers=headers)
     assert (204, b"") == (response.status_code, response.data)
     assert 404 == client.get(f"{USERS}/{ben.id}", headers=fields(ann)).status_code
+
+
+def test_whoever_wants_to_know_hears_who_is_gone(client: FlaskClient, ann: User, ben: User, removed: list[int]) -> None:
+    client.delete(f"{USERS}/{ben.id}", headers=fields(ann, If_Match='"7"'))
+    assert [] == removed  # nobody was
+    client.delete(f"{USERS}/{ben.id}", headers=fields(ann))
+    assert [ben.id] == removed
 
 
 def test_the_last_admin_stays(client: FlaskClient, ann: User) -> None:
