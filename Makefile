@@ -8,7 +8,7 @@ TESTS_AT_ONCE ?= 0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check unit prove bench bench-ratelimit bench-worker lock clean
+.PHONY: help run test check unit prove bench bench-ratelimit bench-websocket bench-worker lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-ratelimit: $(VENV)/development ## the rate limiter beside its peers: five 
 
 bench-worker: $(VENV)/development ## the parking worker beside its peers: an hour, and the machine to itself
 	$(BIN)/python -m bench worker
+
+bench-websocket: $(VENV)/development ## WebSockets, events and channels beside their peers: an hour, and the machine to itself
+	$(BIN)/python -m bench websocket
 
 lock: $(VENV)/development ## pin the ranges of pyproject.toml, with hashes
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-package seawall \

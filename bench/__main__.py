@@ -1,6 +1,7 @@
 """`python -m bench`: the library's tables. `python -m bench ratelimit`, `breaker` or `load`: those of one subject.
 
-`python -m bench worker`: the parking worker beside its peers. `ratelimit` and `worker` have options of their own.
+`python -m bench worker`: the parking worker beside its peers. `python -m bench websocket`: WebSockets, events and channels
+beside theirs. `ratelimit`, `worker` and `websocket` have options of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ SUBJECTS = ("breaker", "ratelimit")
 """Those of the library: all of them when none is named."""
 LOAD = "load"  # takes minutes and both processors, so only when asked for
 WORKER = "worker"  # likewise, for an hour
+WEBSOCKET = "websocket"  # likewise
 GREENLETS = "--greenlets"
 """Given to the process in which gevent was patched before anything was imported."""
 PEERS = ("pybreaker", "circuitbreaker", "gevent")
@@ -30,13 +32,20 @@ def main() -> int:
         import bench.worker.command
 
         return bench.worker.command.main(arguments)
+    if subject == WEBSOCKET:
+        import bench.websocket.command
+
+        return bench.websocket.command.main(arguments)
     if subject == LOAD:
         import bench.load
 
         bench.load.run()
         return 0
     if subject not in (*SUBJECTS, "all"):
-        print(f"no such subject: {subject}; choose from {', '.join((*SUBJECTS, LOAD, WORKER))}", file=sys.stderr)
+        print(
+            f"no such subject: {subject}; choose from {', '.join((*SUBJECTS, LOAD, WORKER, WEBSOCKET))}",
+            file=sys.stderr,
+        )
         return 2
     status = 0
     if subject in ("breaker", "all"):

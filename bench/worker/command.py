@@ -9,26 +9,21 @@ a target was missed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import json
-import os
-import platform
+import functools
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from bench.worker.contenders import contenders
-from bench.worker.equipment import ROOT, Equipment, prepare
+from bench.worker.equipment import prepare
 from bench.worker.parts import allocations, many, memory, pauses, pong, slow, storm, waiting
 from bench.worker.plan import FULL, QUICK, Plan
 from bench.worker.processes import raise_descriptor_limit
-from bench.worker.report import Section, Target, targets_markdown
+from bench.worker.record import Record
+from bench.worker.report import Section
 from bench.worker.rounds import Bench, say
 
 __all__ = ["PARTS", "main", "plan_of"]
@@ -63,12 +58,10 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     taking_part = {name: one for name, one in contenders(equipment).items() if re.search(options.only, name)}
     bench = Bench(plan, equipment, taking_part, chosen=bool(options.only))
-    document = _beginning(plan, equipment)
-    print(_heading(document), flush=True)
-    targets = _run(bench, parts, document, _path(options.output))
-    if targets:
-        print(f"\n{targets_markdown(targets)}")
-    return int(any(target.met is False for target in targets))
+    record = Record("worker", plan, equipment, OWN, options.output)
+    for part in (part for part in PARTS if part in parts):
+        record.add(part, functools.partial(PARTS[part], bench))
+    return record.finish()
 
 
 def plan_of(options: argparse.Namespace, descriptor_limit: int) -> Plan:
@@ -110,59 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", metavar="REGEX", help="only the servers whose names match")
     parser.add_argument("--output", type=Path, help="where the JSON goes (var/bench/worker-TIME.json)")
     return parser
-
-
-def _run(bench: Bench, parts: Sequence[str], document: dict[str, Any], path: Path) -> list[Target]:
-    targets: list[Target] = []
-    for part in PARTS:
-        if part not in parts:
-            continue
-        say(f"{part} ...")
-        started = time.monotonic()
-        for section in PARTS[part](bench):
-            print(f"\n{section.markdown()}", flush=True)
-            targets += section.targets
-            document["sections"].append({"part": part, **section.document()})
-        document["seconds"][part] = round(time.monotonic() - started, 1)
-        # After every part: whatever comes later, this has been seen.
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    say(f"everything that was seen: {path}")
-    return targets
-
-
-def _path(asked: Path | None) -> Path:
-    path = asked or ROOT / "var" / "bench" / time.strftime("worker-%Y%m%d-%H%M%S.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _beginning(plan: Plan, equipment: Equipment) -> dict[str, Any]:
-    own = {}
-    for name in OWN:
-        with contextlib.suppress(PackageNotFoundError):
-            own[name] = version(name)
-    return {
-        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "processors": os.cpu_count(),
-        "versions": {**equipment.versions, **own},
-        "missing": equipment.missing,
-        "plan": dataclasses.asdict(plan),
-        "seconds": {},
-        "sections": [],
-    }
-
-
-def _heading(document: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in sorted(document["versions"].items()))
-    plan = document["plan"]
-    lines = [
-        f"Python {document['python']}, Linux {document['kernel']}, {document['processors']} processors; {versions}.",
-        f"Medians of {plan['rounds']}; {plan['seconds']:g} s of load each. Load and servers share the machine: compare ratios.",
-    ]
-    lines += [f"Missing: {name} ({reason})." for name, reason in document["missing"].items()]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ class Contender:
     """Workers are children of the process that is started."""
 
 
-def gunicorn(worker: str, *more: str, python: str = sys.executable) -> Callable[[int, int], list[str]]:
+def gunicorn(
+    worker: str, *more: str, python: str = sys.executable, application: str = APPLICATION
+) -> Callable[[int, int], list[str]]:
     """gunicorn with a worker class; the same arguments for all of them, keep-alive long enough for any measurement."""
 
     def command(port: int, workers: int) -> list[str]:
@@ -43,7 +45,7 @@ def gunicorn(worker: str, *more: str, python: str = sys.executable) -> Callable[
             *(python, "-m", "gunicorn", "--no-control-socket", "--log-level", "warning"),
             *("--worker-class", worker, "--workers", str(workers), "--bind", f"127.0.0.1:{port}"),
             *("--keep-alive", "3600", "--worker-connections", str(WORKER_CONNECTIONS), "--backlog", "4096"),
-            *("--timeout", "120", "--graceful-timeout", "2", *more, APPLICATION),
+            *("--timeout", "120", "--graceful-timeout", "2", *more, application),
         ]
 
     return command

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["BUILT", "PEERS", "ROOT", "Equipment", "pinned", "prepare"]
+__all__ = ["BUILT", "PEERS", "ROOT", "Equipment", "build_go", "compile_c", "pinned", "prepare"]
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -65,8 +65,9 @@ def pinned(text: str) -> dict[str, str]:
 def prepare(*, peers: bool) -> Equipment:
     """Compile whatever is not there yet; with `peers`, install the peers' environment too."""
     equipment = Equipment()
-    BUILT.mkdir(parents=True, exist_ok=True)
-    _compile_all(equipment)
+    compile_c(equipment, "storm", HERE / "native" / "storm.c")
+    compile_c(equipment, "allocations.so", HERE / "native" / "allocations.c", library=True)
+    build_go(equipment, "gin", HERE / "peers" / "gin" / "main.go")
     if peers:
         _install_all(equipment)
     if shutil.which("wrk") is None:
@@ -109,24 +110,25 @@ def _install(equipment: Equipment, requirement: str) -> bool:
     return not reason
 
 
-def _compile_all(equipment: Equipment) -> None:
-    include = sysconfig.get_path("include")
-    native = HERE / "native"
-    compiler = shutil.which("cc") or "cc"
-    _compile(equipment, "storm", native / "storm.c", [compiler, "-O2", "-o", "{to}", "{from}"])
-    library = [compiler, "-O2", "-shared", "-fPIC", f"-I{include}", "-o", "{to}", "{from}"]
-    _compile(equipment, "allocations.so", native / "allocations.c", library)
-    # Debian puts Go's libraries where a module-less build looks for them.
-    go = [shutil.which("go") or "go", "build", "-o", "{to}", "{from}"]
+def compile_c(equipment: Equipment, name: str, source: Path, *, library: bool = False) -> None:
+    """Compile a programme, or a library that Python can import, unless what is there is newer than its source."""
+    options = ["-shared", "-fPIC", f"-I{sysconfig.get_path('include')}"] if library else []
+    _compile(equipment, name, source, [shutil.which("cc") or "cc", "-O2", *options, "-o", "{to}", "{from}"])
+
+
+def build_go(equipment: Equipment, name: str, source: Path) -> None:
+    """Build a programme in Go. Debian puts Go's libraries where a module-less build looks for them."""
+    go = shutil.which("go") or "go"
     debian = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOFLAGS": ""}
-    _compile(equipment, "gin", HERE / "peers" / "gin" / "main.go", go, debian)
-    if "gin" not in equipment.missing:
-        equipment.versions["go"] = _first(r"go(\d\S*)", [go[0], "version"])
+    _compile(equipment, name, source, [go, "build", "-o", "{to}", "{from}"], debian)
+    if name not in equipment.missing:
+        equipment.versions["go"] = _first(r"go(\d\S*)", [go, "version"])
 
 
 def _compile(
     equipment: Equipment, name: str, source: Path, command: list[str], variables: dict[str, str] | None = None
 ) -> None:
+    BUILT.mkdir(parents=True, exist_ok=True)
     built = BUILT / name
     if built.exists() and built.stat().st_mtime >= source.stat().st_mtime:
         return

@@ -15,6 +15,9 @@ __all__ = [
     "available_memory",
     "children",
     "descriptors",
+    "forget_peak",
+    "mapped",
+    "peak",
     "processor_time",
     "raise_descriptor_limit",
     "resident",
@@ -36,6 +39,22 @@ def raise_descriptor_limit() -> int:
 def resident(pid: int) -> int:
     """Bytes of memory that a process has in use: its resident set."""
     return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * PAGE
+
+
+def forget_peak(pid: int) -> None:
+    """Have `peak` begin anew with what a process has in use now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak(pid: int) -> int:
+    """The most bytes of memory that a process has had in use at once."""
+    return _kilobytes(Path(f"/proc/{pid}/status").read_text(encoding="ascii"), "VmHWM")
+
+
+def mapped(pid: int) -> int:
+    """Bytes of its resident set that are files and memory which processes share: no others hold them."""
+    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return _kilobytes(text, "RssFile") + _kilobytes(text, "RssShmem")
 
 
 def share(pids: Iterable[int]) -> int:
@@ -89,5 +108,5 @@ def stop(process: subprocess.Popen[bytes], *, within: float = 10.0) -> None:
 
 
 def _kilobytes(text: str, name: str) -> int:
-    found = re.search(rf"^{name}: +(\d+) kB", text, re.MULTILINE)
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
     return int(found[1]) * 1024 if found else 0

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from bench.worker.contenders import Contender
@@ -16,7 +16,7 @@ from bench.worker.figures import Numbers
 from bench.worker.plan import Plan
 from bench.worker.report import Row
 
-__all__ = ["FAILURES", "Bench", "say"]
+__all__ = ["FAILURES", "Bench", "measure", "say"]
 
 FAILURES = (OSError, RuntimeError, ValueError, http.client.HTTPException, subprocess.SubprocessError)
 """What a server, a client or the machine may do to a measurement. A mistake of the benchmark is none of these."""
@@ -36,28 +36,35 @@ class Bench:
         self, names: Iterable[str], once: Callable[[Contender], Numbers], *, rounds: int | None = None
     ) -> list[Row]:
         """Each contender's figures, `rounds` (the plan's, by default) of them; those not taking part are passed over."""
-        rows = [Row(name) for name in names if name in self.contenders]
-        for number in range(rounds or self.plan.rounds):
-            for row in rows:
-                if row.rounds or not row.failure:
-                    self._one(row, once, number)
-        return rows
+        return measure(self.contenders, names, once, rounds=rounds or self.plan.rounds)
 
-    def _one(self, row: Row, once: Callable[[Contender], Numbers], number: int) -> None:
-        contender = self.contenders[row.contender]
-        if contender.missing:
-            row.failure = contender.missing
-            return
-        busy, started = os.getloadavg()[0], time.monotonic()
-        try:
-            figures = once(contender)
-        except FAILURES as problem:
-            row.failure = f"{type(problem).__name__}: {problem}"
-            say(f"  round {number + 1}, {row.contender}: {row.failure}")
-            return
-        row.rounds.append({**figures, "load_average_before": busy})
-        shown = ", ".join(f"{name} {figure:,.5g}" for name, figure in figures.items())
-        say(f"  round {number + 1}, {row.contender} ({time.monotonic() - started:.0f} s): {shown}")
+
+def measure(
+    contenders: Mapping[str, Contender], names: Iterable[str], once: Callable[[Contender], Numbers], *, rounds: int
+) -> list[Row]:
+    """The figures of those of `names` that are among `contenders`. Who fails in the first round is not asked again."""
+    rows = [Row(name) for name in names if name in contenders]
+    for number in range(rounds):
+        for row in rows:
+            if row.rounds or not row.failure:
+                _one(row, contenders[row.contender], once, number)
+    return rows
+
+
+def _one(row: Row, contender: Contender, once: Callable[[Contender], Numbers], number: int) -> None:
+    if contender.missing:
+        row.failure = contender.missing
+        return
+    busy, started = os.getloadavg()[0], time.monotonic()
+    try:
+        figures = once(contender)
+    except FAILURES as problem:
+        row.failure = f"{type(problem).__name__}: {problem}"
+        say(f"  round {number + 1}, {row.contender}: {row.failure}")
+        return
+    row.rounds.append({**figures, "load_average_before": busy})
+    shown = ", ".join(f"{name} {figure:,.5g}" for name, figure in figures.items())
+    say(f"  round {number + 1}, {row.contender} ({time.monotonic() - started:.0f} s): {shown}")
 
 
 def say(text: str) -> None:

@@ -1,0 +1,1 @@
+"""WebSockets, server-sent events and channels under the parking worker, beside flask-sock and gorilla/websocket."""
