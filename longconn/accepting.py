@@ -92,6 +92,7 @@ class Acceptor:
             self._bell = lot.loop.io(sharing.bell, 1)
             self._bell.start(self._on_bell)
         lot.on_tick.append(self._on_tick)
+        lot.on_fork.append(self._forsake)
 
     # Listening.
 
@@ -377,6 +378,16 @@ class Acceptor:
             _log.debug("a client left before it could be told that there is no descriptor")
         finally:
             plain.close()
+
+    def _forsake(self) -> None:
+        """In a child: those who come are the parent's, and so is the bell that tells of them."""
+        for listener in self.listeners:
+            listener.timer.stop()
+        self.listeners.clear()
+        for later in (self._soon, *self._later.values()):
+            later.stop()
+        if self._bell is not None:
+            self._bell.stop()
 
     def end(self) -> None:
         """Give back what is kept."""

@@ -11,11 +11,13 @@ Workers ask each other through the channels. Each answers for all connections of
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from longconn.core.frames import encode_close, may_be_sent
 from longconn.upgraded import UpgradedConnection, upgraded_connections
@@ -32,6 +34,8 @@ REVOKED: Final = "the authorization has been revoked"
 COUNTED: Final = ("kinds", "users", "addresses", "channels")
 _AT_ONCE: Final = 500
 """Connections that are looked at before others have their turn."""
+
+T = TypeVar("T")
 
 
 class Connections(list[dict[str, Any]]):
@@ -92,7 +96,8 @@ class Roster:
         most: int = 1000,
         timeout: float = 1.0,
     ) -> Connections:
-        """Those that fit all that is given, at most `most` (1 to 10000)."""
+        """Those that fit all that is given, at most `most` (1 to 10000); of each worker no more than half a message of the
+        channels takes, some 7,000 unless the channels are small. `total` counts them all."""
         if not 1 <= most <= MOST:
             raise ValueError(f"most={most!r}: from 1 to {MOST} connections can be listed")
         wanted = _wanted(id=id, user=user, address=address, channel=channel, kind=kind, path=path, worker=worker)
@@ -163,21 +168,27 @@ class Roster:
             return [{**_ANSWERS[topic](dict(question)), "pid": os.getpid()}], ()
         self.answer()
         self._channels.start()
-        answers = self._channels.ask(topic, question, timeout=timeout)
-        return answers, answers.silent
+        room = self._channels.broker.largest // 2
+        answers = self._channels.ask(topic, {**question, "room": room}, timeout=timeout)
+        # A process with several applications has as many channels that answer, each for all of its connections.
+        by_process: dict[int, dict[str, Any]] = {}
+        for answer in answers:
+            known = by_process.get(answer["pid"])
+            if known is None or answer.get("kicked", 0) > known.get("kicked", 0):
+                by_process[answer["pid"]] = answer
+        return list(by_process.values()), answers.silent
 
 
 # What one process answers.
 
 
 def _list(question: dict[str, Any]) -> dict[str, Any]:
-    most = question["most"]
-    found = sorted(_matching(question["wanted"]), key=_number, reverse=True)
-    return {"total": len(found), "found": [_described(connection) for connection in found[:most]]}
+    newest = sorted(_matching(question["wanted"]), key=_number, reverse=True)
+    described = (_described(connection) for connection in newest[: question["most"]])
+    return {"total": len(newest), "found": list(_as_many_as_fit(described, question.get("room")))}
 
 
 def _count(question: dict[str, Any]) -> dict[str, Any]:
-    del question
     counters: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     connections = queued = 0
     for connection in _matching({}):
@@ -188,8 +199,22 @@ def _count(question: dict[str, Any]) -> dict[str, Any]:
         counters["channels"].update(connection.channels)
         if connection.user is not None:
             counters["users"][str(connection.user)] += 1
-    most = {name: dict(counter.most_common(MOST)) for name, counter in counters.items()}
+    room = question.get("room")
+    share = None if room is None else room // len(COUNTED)
+    most = {name: dict(_as_many_as_fit(counter.most_common(MOST), share)) for name, counter in counters.items()}
     return {"connections": connections, "queued": queued, **most}
+
+
+def _as_many_as_fit(found: Iterable[T], room: int | None) -> Iterator[T]:
+    """The first that have room in a message of `room` bytes (None: no message). Others have a turn now and then."""
+    left = math.inf if room is None else room
+    for index, each in enumerate(found):
+        if index % _AT_ONCE == _AT_ONCE - 1:
+            time.sleep(0)
+        left -= len(json.dumps(each)) + 2
+        if left < 0:
+            return
+        yield each
 
 
 def _send_away(question: dict[str, Any]) -> dict[str, Any]:
@@ -231,6 +256,9 @@ _TOLD: Final[Mapping[str, Any]] = {
 def _wanted(**given: Any) -> dict[str, Any]:
     if given.get("user") is not None:
         given["user"] = str(given["user"])
+    for name, value in given.items():
+        if value == "":
+            raise ValueError(f"{name}='' fits nobody: leave it out, or say which")
     return {name: value for name, value in given.items() if value is not None}
 
 

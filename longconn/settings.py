@@ -31,7 +31,7 @@ _ADDRESS: Final = re.compile(
 )
 
 _ORIGIN: Final = re.compile(r"\*|https?://((\*\.)?[a-z0-9_][a-z0-9_.-]{0,252}|\[[0-9a-f:]+\])(:(?P<port>[0-9]{1,5}))?")
-_PLACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}|/[^\x00-\x1f]{1,1000}")
+_PLACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}|/[^\x00-\x1f]{1,1000}")
 
 _Kind = Literal["seconds", "number", "count", "bytes", "choice", "addresses", "origins", "place"]
 
@@ -67,7 +67,7 @@ class _Option:
             return "origins such as https://app.example or https://*.example.com:8443, separated by commas, or *"
         if self.kind == "place":
             return (
-                "a name of at most 64 letters, digits, dots, hyphens and underscores, or the absolute path of a folder"
+                "a name of at most 48 letters, digits, dots, hyphens and underscores, or the absolute path of a folder"
             )
         what = {
             "seconds": "seconds",

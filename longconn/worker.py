@@ -54,6 +54,7 @@ POLL = 0.02
 """How often a drain looks at what is left."""
 PUBLISHED_EVERY = 2
 """Ticks of the lot between two publications of the counters."""
+_FOR_EVER = 86_400.0
 STOCK_KEEPALIVE = 2
 STOCK_CONNECTIONS = 1000
 
@@ -343,6 +344,9 @@ class ParkingWorker(GeventWorker):  # type: ignore[misc]  # gunicorn publishes n
 
     def notify(self) -> None:
         """Tell the master that this worker lives. Without a master, finish what is in flight and end."""
+        while self.pid != os.getpid():
+            # A child that the application has forked runs the worker's greenlets as well. This one has nothing to say there.
+            gevent.sleep(_FOR_EVER)
         Worker.notify(self)
         if not self._orphaned and self.ppid != os.getppid():
             self.log.warning("The master is gone: worker %s finishes its requests and ends", self.pid)

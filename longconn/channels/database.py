@@ -22,11 +22,11 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from longconn.channels.errors import ChannelsUnavailable
 
-__all__ = ["LAYOUT", "Database", "check_folder", "locked", "opened"]
+__all__ = ["LAYOUT", "Database", "begin_anew", "check_folder", "locked", "opened", "pause", "release"]
 
 LAYOUT: Final = 1
 """The number of how things are written down: part of every file's name, so that two releases do not read each other's."""
@@ -50,12 +50,14 @@ _opening = _thread.RLock()
 class Database:
     """An open database: the environment, its tables, and the present life of the storage."""
 
-    def __init__(self, folder: Path, environment: Any, epoch: int, size: int) -> None:
+    def __init__(self, folder: Path, environment: Any, life: Life) -> None:
         self.folder = folder
         self.environment = environment
-        self.epoch = epoch
-        self.size = size
-        """The most that it takes, in bytes: what was asked for, or less where there is less."""
+        self.epoch = life.epoch
+        self.size = life.size
+        """The most that it takes, in bytes: the most that any process asked for, or less where there is less."""
+        self.journal_bytes = life.journal_bytes
+        """What the journal may take of it, likewise."""
         self.users = 0
         """How many brokers use it. Guarded by the lock of this module."""
         self.lock = _thread.RLock()
@@ -67,6 +69,7 @@ class Database:
         self.channels = environment.open_db(b"channels")
         self.queue = environment.open_db(b"queue")
         self._file = _identity(_messages(folder))
+        self._life = _version(_life_file(folder))
 
     @property
     def first_place(self) -> int:
@@ -77,6 +80,20 @@ class Database:
         """Whether its file is still the one in the folder."""
         return _identity(_messages(self.folder)) == self._file
 
+    def keep_up(self) -> None:
+        """Take as much room as another process has given it meanwhile."""
+        seen = _version(_life_file(self.folder))
+        life = _life(self.folder) if seen != self._life else None
+        if life is None or life.epoch != self.epoch:
+            return
+        with self.lock:
+            if not self.closed:
+                self._life = seen
+                self.journal_bytes = max(self.journal_bytes, life.journal_bytes)
+                if life.size > self.size:
+                    self.environment.set_mapsize(life.size)
+                    self.size = life.size
+
     def close(self) -> None:
         """Close it, once nobody is in the middle of a transaction."""
         with self.lock:
@@ -85,8 +102,9 @@ class Database:
                 self.environment.close()
 
 
-def opened(folder: Path, size: int) -> Database:
-    """The database of `folder`, made if there is none, of at most `size` bytes. Give it back with `release`.
+def opened(folder: Path, size: int, journal_bytes: int) -> Database:
+    """The database of `folder`, made if there is none, of at most `size` bytes of which the journal has `journal_bytes`; or of
+    what it was given before, where that is more. Give it back with `release`.
 
     Raises `ChannelsUnavailable`.
     """
@@ -97,11 +115,11 @@ def opened(folder: Path, size: int) -> Database:
             database.close()
             database = None
         if database is None:
-            database = _open[folder] = _opened_anew(folder, size)
-        elif database.size < size and database.size < (affordable := _affordable(folder, size)):
-            with database.lock:
-                database.environment.set_mapsize(affordable)
-                database.size = affordable
+            database = _open[folder] = _opened_anew(folder, size, journal_bytes)
+        elif database.size < size or database.journal_bytes < journal_bytes:
+            with locked(folder):
+                _life_of(folder, size, journal_bytes)
+            database.keep_up()
         database.users += 1
         return database
 
@@ -110,7 +128,7 @@ def begin_anew(database: Database) -> None:
     """Throw away all that is in the folder of `database`, for all processes: each opens it again, and sees another epoch."""
     with locked(database.folder):
         if database.is_current():
-            _new_life(database.folder, database.epoch)
+            _new_life(database.folder, database.epoch, database.size, database.journal_bytes)
 
 
 def release(database: Database) -> None:
@@ -159,24 +177,23 @@ def locked(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise ChannelsUnavailable(f"another process holds {folder / 'lock'} and does not let go") from None
-                _pause()
+                pause()
         yield
     finally:
         os.close(descriptor)
 
 
-def _opened_anew(folder: Path, size: int) -> Database:
+def _opened_anew(folder: Path, size: int, journal_bytes: int) -> Database:
     check_folder(folder)
     with locked(folder):
-        size = _affordable(folder, size)
-        epoch = _epoch(folder)
+        life = _life_of(folder, size, journal_bytes)
         lmdb = _lmdb()
         try:
             try:
-                return _environment(folder, size, epoch)
+                return _environment(folder, life)
             except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError, lmdb.PageNotFoundError):
                 # What is there cannot be read. It held what can be spared: the messages of the last minutes.
-                return _environment(folder, size, _new_life(folder, epoch))
+                return _environment(folder, _new_life(folder, life.epoch, life.size, life.journal_bytes))
         except (lmdb.Error, OSError) as error:
             raise ChannelsUnavailable(f"there can be no channels in {folder}: {error}") from error
 
@@ -202,13 +219,13 @@ def _affordable(folder: Path, size: int) -> int:
     return most
 
 
-def _environment(folder: Path, size: int, epoch: int) -> Database:
+def _environment(folder: Path, life: Life) -> Database:
     # No map that is written through: where shared memory is full (a container has 64 MB), writing to such a map kills the
     # process, while a write that fails is an error. Nor is anything synced: the file lives no longer than the machine runs.
     environment = _lmdb().open(
         str(_messages(folder)),
         subdir=False,
-        map_size=size,
+        map_size=life.size,
         max_dbs=4,
         max_readers=_MOST_READERS,
         mode=0o600,
@@ -218,37 +235,59 @@ def _environment(folder: Path, size: int, epoch: int) -> Database:
     )
     try:
         environment.reader_check()
-        return Database(folder, environment, epoch, size)
+        return Database(folder, environment, life)
     except BaseException:
         environment.close()
         raise
 
 
-def _epoch(folder: Path) -> int:
-    """The epoch of the database that is there; a new one is begun where there is none, or one of before the last start."""
+class Life(NamedTuple):
+    """What is known of a database beside what it holds: on which start of the machine it was made, its epoch, and how large it
+    and its journal may become. What one process gave it no other takes away."""
+
+    boot: str
+    epoch: int
+    size: int
+    journal_bytes: int
+
+
+def _life_of(folder: Path, size: int, journal_bytes: int) -> Life:
+    """The life of the database that is there, with as much room as is asked for; a new one is begun where there is none, or
+    one of before the last start."""
     known = _life(folder)
     messages = _messages(folder)
-    if known is not None and known[0] == _boot() and messages.exists() and messages.stat().st_size:
-        return known[1]
-    return _new_life(folder, known[1] if known else 0)
+    if known is None or known.boot != _boot() or not messages.exists() or not messages.stat().st_size:
+        affordable = _affordable(folder, size)
+        return _new_life(folder, known.epoch if known else 0, affordable, min(journal_bytes, affordable // 4))
+    if known.size >= size and known.journal_bytes >= journal_bytes:
+        return known
+    larger = max(known.size, _affordable(folder, size) if size > known.size else 0)
+    return _write_life(folder, known.epoch, larger, max(known.journal_bytes, min(journal_bytes, larger // 4)))
 
 
-def _new_life(folder: Path, before: int) -> int:
+def _new_life(folder: Path, before: int, size: int, journal_bytes: int) -> Life:
     """Throw away what is there, and begin an epoch that is greater than `before`."""
     for leftover in (_messages(folder), folder / f"{_messages(folder).name}-lock"):
         leftover.unlink(missing_ok=True)
-    epoch = max(int(time.time() * 1000), before + 1)
+    return _write_life(folder, max(int(time.time() * 1000), before + 1), size, journal_bytes)
+
+
+def _write_life(folder: Path, epoch: int, size: int, journal_bytes: int) -> Life:
+    life = Life(_boot(), epoch, size, journal_bytes)
     new = folder / f"life.{LAYOUT}.new"
-    new.touch(mode=0o600)
-    new.write_text(f"{_boot()} {epoch}\n", encoding="ascii")
-    new.replace(_life_file(folder))
-    return epoch
-
-
-def _life(folder: Path) -> tuple[str, int] | None:
     try:
-        boot, epoch = _life_file(folder).read_text(encoding="ascii").split()
-        return boot, int(epoch)
+        new.touch(mode=0o600)
+        new.write_text(" ".join(map(str, life)), encoding="ascii")
+        new.replace(_life_file(folder))
+    except OSError as error:
+        raise ChannelsUnavailable(f"there can be no channels in {folder}: {error.strerror or error}") from None
+    return life
+
+
+def _life(folder: Path) -> Life | None:
+    try:
+        boot, epoch, size, journal_bytes = _life_file(folder).read_text(encoding="ascii").split()
+        return Life(boot, int(epoch), int(size), int(journal_bytes))
     except (OSError, ValueError):
         return None
 
@@ -286,7 +325,15 @@ def _lmdb() -> Any:
     return lmdb
 
 
-def _pause() -> None:
+def _version(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def pause() -> None:
     """Wait for a moment without switching greenlets, whatever was patched: on a socket that nobody writes to."""
     with contextlib.closing(_socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as nothing:
         nothing.settimeout(_PAUSE)

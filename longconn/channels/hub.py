@@ -24,11 +24,16 @@ from longconn.channels.errors import ChannelError, ChannelsUnavailable, MessageR
 from longconn.channels.names import checked_label, checked_name, matcher
 from longconn.channels.permits import Permit, Permits
 from longconn.channels.ports import Broker, Following, History, HistoryLimits, Message, Position, Wire
+from longconn.channels.waking import beside_the_loop, is_the_end
 
 __all__ = ["Channels", "default_channels"]
 
 SLICE: Final = 0.004
 """For how long, in seconds, the pump writes before everybody else has a turn."""
+_IDLE: Final = 0.000_2
+"""Seconds that a round of the loop takes at most when nobody had anything to do."""
+_NEXT_LIFE: Final = 1 << 62
+"""More than any number: nothing of this life of the storage is for whoever starts after it."""
 _MOST_REMEMBERED: Final = 10_000
 """Channels whose limits are remembered, so that their patterns need not be looked through again."""
 
@@ -42,13 +47,16 @@ P = TypeVar("P", bound=Permit)
 class _Audience:
     """Who listens to one channel in this process."""
 
-    __slots__ = ("_group", "_more", "_wire", "last", "latest")
+    __slots__ = ("_group", "_more", "_wire", "ahead", "epoch", "last", "latest")
 
-    def __init__(self, last: int) -> None:
+    def __init__(self, epoch: int, last: int) -> None:
         # Nearly every channel has subscribers of one kind only, and there may be as many channels as users.
         self._wire: Wire | None = None
         self._group: dict[Any, int] = {}
         self._more: dict[Wire, dict[Any, int]] | None = None
+        self.ahead: dict[Any, int] | None = None
+        """Who begins in a later life of the storage than the audience is in, and after which number."""
+        self.epoch = epoch
         self.last = last
         """The newest number that was handed on."""
         self.latest = last
@@ -112,7 +120,6 @@ class Channels:
         self._audiences: dict[str, _Audience] = {}
         self._following: Following | None = None
         self._cursor = 0
-        self._epoch = 0
         self._until = 0.0
         self._failing = False
         self._left = 0
@@ -184,32 +191,56 @@ class Channels:
     ) -> History:
         """Have `subscriber` get what is published on `channel` from now on, each message once and in order, by `wire`.
 
-        Returns what the channel holds after `since` (`""` or position 0-0: all it holds; None: nothing), which this does
-        not send: whoever called does, before it does anything else, or in `before`, which is called with it before anything
-        new can be written, and must not wait. One who subscribes again begins again.
+        Returns what the channel holds after `since` (`""` or position 0-0: all it holds; None: nothing), which this does not
+        send. Whoever called does so: at once, or in `before`. That is called with it while nothing new is written yet, may
+        wait, and is called again with what was published meanwhile, until nothing was; only then the subscriber listens. What
+        is returned is all of that. When `before` raises, nobody listens. One who subscribes again begins again.
 
-        Raises `ChannelNameError`, `PositionError` and `ChannelsUnavailable`.
+        Raises `ChannelNameError`, `PositionError` and `ChannelsUnavailable`; `RuntimeError` on a thread without the loop.
         """
         name = checked_name(channel)
         wanted = _position(since) if since is not None else None
         self.start()
-        with self._lock:
-            if since is None:
-                history = History((), True, self.broker.position(name))
-            else:
-                history = self.broker.history(name, wanted, now=time.time())
-            number = history.position.number
-            audience = self._audiences.get(name)
-            if audience is None:
-                audience = self._audiences[name] = _Audience(number)
-            if number == audience.latest:
-                number = audience.latest  # one object for all who start here, and not one each
-            elif number > audience.latest:
-                audience.latest = number
-            audience.group(wire)[subscriber] = number
-            if before is not None:
-                before(history)
-        return history
+        if self._following is None:
+            raise RuntimeError("channels are listened to on the thread of the loop: this is another one")
+        self.unsubscribe(subscriber, name)
+        if before is None:
+            with self._lock:
+                history = self._held(name, wanted, everything=since is not None)
+                self._listen(subscriber, name, wire, history.position)
+            return history
+        history = self._held(name, wanted, everything=since is not None)
+        before(history)
+        while True:
+            with self._lock:
+                more = self.broker.history(name, history.position, now=time.time())
+                if more.complete and not more.messages:
+                    self._listen(subscriber, name, wire, more.position)
+                    return history
+            before(more)
+            complete = history.complete and more.complete
+            history = History(history.messages + more.messages, complete, more.position)
+
+    def _held(self, name: str, since: Position | None, *, everything: bool) -> History:
+        if everything:
+            return self.broker.history(name, since, now=time.time())
+        return History((), True, self.broker.position(name))
+
+    def _listen(self, subscriber: Any, name: str, wire: Wire, position: Position) -> None:
+        """Hand on what comes after `position`."""
+        epoch, number = position
+        audience = self._audiences.get(name)
+        if audience is None:
+            audience = self._audiences[name] = _Audience(epoch, number)
+        elif audience.epoch != epoch:
+            # The storage was lost, and the pump has not noticed yet. This one begins in the new life already.
+            audience.ahead = {**(audience.ahead or {}), subscriber: number}
+            number = _NEXT_LIFE
+        if number == audience.latest:
+            number = audience.latest  # one object for all who start here, and not one each
+        elif number > audience.latest:
+            audience.latest = number
+        audience.group(wire)[subscriber] = number
 
     def unsubscribe(self, subscriber: Any, channel: str) -> bool:
         """Nothing more of `channel` for `subscriber`, not even what is being handed out. Returns whether it listened. Never
@@ -223,6 +254,8 @@ class Channels:
                 if group.pop(subscriber, None) is not None:
                     found = True
                     self._left += 1
+                    if audience.ahead is not None:
+                        audience.ahead.pop(subscriber, None)
             if not audience:
                 del self._audiences[channel]
             return found
@@ -238,19 +271,23 @@ class Channels:
             return {name: len(audience) for name, audience in self._audiences.items()}
 
     def start(self) -> None:
-        """Hear what is published, and answer questions, from now on. Whoever subscribes need not call it. Does nothing when
-        it was called in this process before.
+        """Hear what is published, and answer questions, from now on. Whoever subscribes need not call it. Does nothing when it
+        was called in this process before; nor on a native thread beside a loop of greenlets, which is not to run there.
 
         Raises `ChannelsUnavailable`.
         """
-        if self._following is not None:
+        following = self._following
+        if following is not None and not following.ended:
+            return
+        if beside_the_loop():
             return
         with self._lock:
             if self._following is None:
-                self._epoch = self.broker.epoch
                 self._cursor = self.broker.cursor()
-                self._following = self.broker.follow(self._pump)
-                self._following.start()
+            elif not self._following.ended:
+                return
+            self._following = self.broker.follow(self._pump)
+            self._following.start()
 
     def close(self) -> None:
         """Hear nothing more, and give back what it holds. It begins anew when it is used again."""
@@ -306,14 +343,10 @@ class Channels:
                 news = self.broker.news(self._cursor)
                 if news.missed:
                     self._catch_up()
-                self._cursor = news.cursor
                 for message in news.messages:
-                    if message.channel in self._audiences:
-                        self._hand_on(message)
-                        if time.monotonic() > self._until:
-                            self._rest()
-                    elif message.channel == QUESTIONS:
-                        self._answerer.asked(self.broker, following.name, message)
+                    self._deal_with(message, following)
+                if self._following is following:
+                    self._cursor = news.cursor
                 more = bool(news.messages)
             self._failing = False
         except ChannelsUnavailable as error:
@@ -321,18 +354,30 @@ class Channels:
                 _log.warning("no messages of any channel for now: %s", error)
             self._failing = True
 
+    def _deal_with(self, message: Message, following: Following) -> None:
+        if message.channel in self._audiences:
+            self._hand_on(message)
+            if time.monotonic() > self._until:
+                self._rest()
+        elif message.channel == QUESTIONS:
+            self._answerer.asked(self.broker, following.name, message)
+
     def _hand_on(self, message: Message) -> None:
         number = message.position.number
         with self._lock:
             audience = self._audiences.get(message.channel)
-            if audience is None or number <= audience.last:
+            if audience is None or (number <= audience.last and message.position.epoch == audience.epoch):
                 return
+            if message.position.epoch != audience.epoch:
+                self._tell(audience, message.channel, History((message,), False, message.position))
             audience.last = number
             groups = audience.groups()
         for wire, group in groups:
             try:
                 self._write(audience, wire, group, message)
-            except Exception:  # noqa: BLE001 - one kind of subscribers must not keep a message from the others
+            except BaseException as error:
+                if is_the_end(error):
+                    raise
                 _log.exception("a message of channel %s did not reach all who listen", message.channel)
 
     def _write(self, audience: _Audience, wire: Wire, group: dict[Any, int], message: Message) -> None:
@@ -361,9 +406,15 @@ class Channels:
             self._rest()
 
     def _rest(self) -> None:
-        """Let others run."""
-        time.sleep(0)
-        self._until = time.monotonic() + SLICE
+        """Let others run: for one round of the loop when they have nothing to do, for as long as a slice when they have."""
+        began = now = time.monotonic()
+        while now < began + SLICE:
+            before = now
+            time.sleep(0)
+            now = time.monotonic()
+            if now - before < _IDLE:
+                break
+        self._until = now + SLICE
 
     def _catch_up(self) -> None:
         """Some news were thrown away before they were read here: what is missing comes from the histories, as far as they
@@ -373,7 +424,7 @@ class Channels:
                 audience = self._audiences.get(name)
                 if audience is None:
                     continue
-                since = Position(self._epoch, audience.last)
+                since = Position(audience.epoch, audience.last)
                 history = self.broker.history(name, since, now=time.time())
                 if not history.complete:
                     self._tell(audience, name, history)
@@ -381,24 +432,28 @@ class Channels:
                 self._hand_on(message)
             if time.monotonic() > self._until:
                 self._rest()
-        self._epoch = self.broker.epoch
 
     def _tell(self, audience: _Audience, name: str, history: History) -> None:
         """Tell all whom it concerns that messages are lost for them."""
         epoch, newest = history.position
         lost = history.messages[0].position.number - 1 if history.messages else newest
-        if epoch != self._epoch:
-            # The storage was lost, and counts again: whatever the numbers were, everybody starts after those that are lost.
-            audience.last = audience.latest = lost
+        if epoch != audience.epoch:
+            # The storage was lost, and counts again: whatever the numbers were, everybody starts before those that are lost,
+            # but for those who began since.
+            ahead, audience.ahead, audience.epoch = audience.ahead or {}, None, epoch
+            audience.latest = lost
             for _, group in audience.groups():
                 for subscriber in group:
-                    group[subscriber] = lost - 1
+                    start = group[subscriber] = ahead.get(subscriber, lost - 1)
+                    audience.latest = max(audience.latest, start)
         for wire, group in audience.groups():
             for subscriber, start in list(group.items()):
                 if start < lost:
                     try:
                         wire.missed(subscriber, name, Position(epoch, lost))
-                    except Exception:  # noqa: BLE001 - nor one subscriber
+                    except BaseException as error:
+                        if is_the_end(error):
+                            raise
                         _log.exception("who listens to channel %s was not told what is lost", name)
         audience.last = lost
 

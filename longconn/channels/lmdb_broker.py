@@ -40,8 +40,15 @@ _FULL: Final = 0.75
 """Of the whole size: above it, room is made. The rest is for what readers still look at, and for making room itself."""
 _ROOMY: Final = 0.65
 """Room is made until this much is in use."""
-_TIGHT: Final = (0.5, 0.1, 0.0, 0.0)
-"""How much may stay when there is no room although there should be: something holds pages back. A 0 begins anew."""
+GIVING_UP: Final = 1.0
+"""Seconds for which there may be no room although there should be, until all that is there is given up."""
+PATIENCE: Final = 1.5
+"""Seconds for which a publication tries again."""
+_TIGHT: Final = ((0.2, _FULL), (0.5, 0.5), (0.8, 0.1), (GIVING_UP, 0.0))
+"""How much of the size may stay after so many seconds without room."""
+_STEPS: Final = 300
+"""Messages that one transaction throws away at most: all others who write wait for it."""
+_BATCHES: Final = 60
 _BYTES_FOR_A_CHANNEL: Final = 1024
 """One name is kept for each so many bytes of the size."""
 
@@ -118,13 +125,13 @@ class LmdbBroker:
                 key=key,
                 limits=history,
                 at=at,
-                journal_bytes=self.journal_bytes,
             ),
             write=True,
         )
         self._waking().wake()
         if full:
-            self._make_room(_FULL, _ROOMY)
+            # No more than a part of it: the next publication goes on.
+            self._make_room(_FULL, _ROOMY, batches=1)
         return message
 
     def cursor(self) -> int:
@@ -181,7 +188,9 @@ class LmdbBroker:
             held = self._database
             if held is None or held.closed or not held.is_current():
                 self.close()
-                held = self._database = database.opened(self.folder, self.size)
+                held = self._database = database.opened(self.folder, self.size, self.journal_bytes)
+            else:
+                held.keep_up()
             self._looked = now
             return held
 
@@ -196,8 +205,8 @@ class LmdbBroker:
     def _try(self, work: Callable[[Tables], T], *, write: bool = False) -> T:
         import lmdb  # opening the database says so if there is none
 
-        problem: Exception | None = None
-        for tight in _TIGHT:
+        began = 0.0
+        while True:
             held = self._current()
             try:
                 with held.lock:
@@ -205,48 +214,64 @@ class LmdbBroker:
                         continue
                     with held.environment.begin(write=write) as transaction:
                         return work(Tables(held, transaction))
-            except lmdb.MapResizedError as error:  # by a process that was given more room than this one
-                problem = error
-                held.environment.set_mapsize(0)
-            except lmdb.ReadersFullError as error:
-                problem = error
-                held.environment.reader_check()
             except lmdb.Error as error:
-                # The map is full, or the file system is (which has several names in LMDB, one being an error of the device).
-                problem = error
-                if not write:
-                    break
-                with contextlib.suppress(lmdb.Error):
-                    self._make_room(tight, tight)
-                if tight == 0:
-                    # Nothing helps: somebody was stopped while it read and holds all pages back, or others have filled the
-                    # file system, where even deleting needs a page. What is here is given up for what comes.
-                    database.begin_anew(held)
-                    self._looked = 0.0
-        raise ChannelsUnavailable(f"the channels in {self.folder} do not answer: {problem}") from problem
+                now = time.monotonic()
+                began = began or now
+                if now - began > PATIENCE or not self._helped(held, error, now - began, write=write):
+                    raise ChannelsUnavailable(f"the channels in {self.folder} do not answer: {error}") from error
 
-    def _make_room(self, full: float, roomy: float) -> None:
+    def _helped(self, held: Database, error: Exception, waited: float, *, write: bool) -> bool:
+        """Do about an error what can be done, the longer it lasts the more of it. Returns whether to try again."""
+        import lmdb
+
+        if isinstance(error, lmdb.MapResizedError):  # by a process that was given more room than this one
+            held.keep_up()
+            with held.lock:
+                if not held.closed:
+                    held.environment.set_mapsize(0)
+        elif isinstance(error, lmdb.ReadersFullError):
+            self._make_room(_FULL, _ROOMY, batches=1)
+        elif not write:
+            return False
+        elif waited < GIVING_UP:
+            # The map is full, or the file system is (which has several names in LMDB, one being an error of the device).
+            # Mostly somebody was interrupted while it read, and holds back every page that was written since. It needs some
+            # time of the processor, which this gives it.
+            database.pause()
+            held.keep_up()
+            tight = next(enough for seconds, enough in _TIGHT if waited <= seconds)
+            self._make_room(min(tight, _FULL), min(tight, _ROOMY), batches=_BATCHES)
+        else:
+            # Nothing helps: somebody was stopped while it read, or others have filled the file system, where even deleting
+            # needs a page. What is here is given up for what comes.
+            database.begin_anew(held)
+            self._looked = 0.0
+        return True
+
+    def _make_room(self, full: float, roomy: float, *, batches: int) -> None:
         """Throw away what is too old. When more than the part `full` of the size is in use after that, throw away the
-        oldest until `roomy` is."""
+        oldest until `roomy` is. Where there is no room for that either, the next one tries again."""
+        import lmdb
+
         held = self._current()
         now = time.time()
         most_channels = held.size // _BYTES_FOR_A_CHANNEL
-        with held.lock:
+        with held.lock, contextlib.suppress(lmdb.Error):
             if held.closed:
                 return
             environment = held.environment
             environment.reader_check()  # of those that were killed while they read
             # One transaction after the other, so that other processes have their turn in between.
-            more = True
-            while more:
+            for _ in range(batches):
                 with environment.begin(write=True) as transaction:
-                    more = Tables(held, transaction).expire(now)
-            with environment.begin() as transaction:
-                enough = int(held.size * (roomy if Tables(held, transaction).used > held.size * full else full))
-            more = True
-            while more:
-                with environment.begin(write=True) as transaction:
-                    more = Tables(held, transaction).make_room(enough, most_channels)
+                    tables = Tables(held, transaction)
+                    more = tables.expire(now, _STEPS)
+                    enough = int(held.size * (roomy if tables.used > held.size * full else full))
+                    more = tables.make_room(enough, most_channels, _STEPS) or more
+                    if more:
+                        tables.look_again()
+                if not more:
+                    break
 
 
 def _after_fork() -> None:

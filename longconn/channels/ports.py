@@ -98,6 +98,11 @@ class Following(Protocol):
         """What the broker calls it: no other has this name at the same time."""
         ...
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is told no longer, stopped or not."""
+        ...
+
     def start(self) -> None:
         """Begin to be told."""
         ...
@@ -117,6 +122,11 @@ class Broker(Protocol):
     @property
     def epoch(self) -> int:
         """The present life of the storage."""
+        ...
+
+    @property
+    def largest(self) -> int:
+        """Bytes of data that one message may have."""
         ...
 
     def publish(

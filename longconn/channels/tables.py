@@ -27,10 +27,11 @@ _KEY: Final = 8
 """Bytes of the key of a message's first part in the journal; twice that in the history."""
 _MOST_READ: Final = 4 << 20
 """Bytes that one reading of news takes, one message at least."""
-_BATCH: Final = 1000
+_BATCH: Final = 300
 """Steps of throwing away that one transaction makes at most: writers wait for it."""
 _LOOKS: Final = 64
 """How often somebody looks how full the database is while as much is written as it takes."""
+_NOTHING: Final = HistoryLimits(count=0)
 _STRIDE: Final = 16
 """Messages thrown away between two looks at how much is in use."""
 
@@ -55,7 +56,6 @@ class Tables:
         key: str,
         limits: HistoryLimits,
         at: float,
-        journal_bytes: int,
     ) -> tuple[Message, bool]:
         """Add a message to all that keeps it. Returns it, and whether it is time to look how full the database is."""
         name = channel.encode()
@@ -67,9 +67,8 @@ class Tables:
         about.next += 1
         about.journal += len(record)
         about.unchecked += len(record)
-        most = min(journal_bytes, self._database.size // 4)
-        if about.journal > most:
-            self._trim_journal(about, most, _BATCH)
+        if about.journal > self._database.journal_bytes:
+            self._trim_journal(about, self._database.journal_bytes, _BATCH)
         self._keep(name, state, record, limits, at)
         full = about.unchecked > self._database.size // _LOOKS
         if full:
@@ -81,17 +80,17 @@ class Tables:
         """Keep `record`, the newest of its channel, as far as `limits` allow, and throw away what they do not allow any
         longer."""
         size = data_length(record)
-        if limits.count < 1 or limits.age <= 0 or size > limits.size:
-            # There is no room for the newest. What came before it goes as well: a history has no gaps.
-            self._drop(state, state.number)
-            state.first = state.number + 1
+        kept = limits.count >= 1 and limits.age > 0 and size <= limits.size
+        if not kept and state.first == state.number:
+            state.first += 1
         else:
+            # Also one that cannot be kept goes behind those that are: so they are trimmed away with it, and leave no gap.
             if state.first == state.number:
                 state.oldest = at
             state.size += size
             self._put(self._database.history, place(state.identity, state.number), record)
-            if state.count > limits.count or state.size > limits.size or state.oldest < at - limits.age:
-                self._trim(state, limits, at)
+            if not kept or state.count > limits.count or state.size > limits.size or state.oldest < at - limits.age:
+                self._trim(state, limits if kept else _NOTHING, at)
         state.at = at
         state.age = limits.age
         self._save(name, state)
@@ -99,10 +98,13 @@ class Tables:
     def _trim(self, state: State, limits: HistoryLimits, now: float) -> None:
         cursor = self._transaction.cursor(self._database.history)
         cursor.set_range(place(state.identity, state.first))
-        while state.first <= state.number:
+        for trimmed in count():
+            if state.first > state.number:
+                return
             value = cursor.value()
             state.oldest = moment(value)
-            if state.count <= limits.count and state.size <= limits.size and state.oldest >= now - limits.age:
+            fits = state.count <= limits.count and state.size <= limits.size and state.oldest >= now - limits.age
+            if fits or trimmed == _BATCH:
                 return
             state.size -= data_length(value)
             state.first += 1
@@ -245,23 +247,29 @@ class Tables:
             pages += counts["branch_pages"] + counts["leaf_pages"] + counts["overflow_pages"]
         return pages * page
 
-    def expire(self, now: float) -> bool:
-        """Throw away histories that are too old as a whole. Returns whether there may be more of them."""
+    def look_again(self) -> None:
+        """Have the next publication go on with making room."""
+        about = self.about()
+        about.unchecked = self._database.size
+        self._transaction.put(_ABOUT, about.pack(), db=self._database.channels)
+
+    def expire(self, now: float, most: int) -> bool:
+        """Throw away histories that are too old as a whole, `most` messages at most. Returns whether there may be more."""
         steps = 0
-        while steps < _BATCH:
+        while steps < most:
             turn = self._longest_without(b"h")
             if turn is None or turn[1].at >= now - turn[1].age:
                 return False
             steps += self._empty(*turn)
         return True
 
-    def make_room(self, enough: int, most_channels: int) -> bool:
-        """Throw away the oldest until `enough` bytes are used and `most_channels` are known. Returns whether there is more
-        to do."""
+    def make_room(self, enough: int, most_channels: int, most: int) -> bool:
+        """Throw away the oldest until `enough` bytes are used and `most_channels` are known, `most` messages at most. Returns
+        whether there is more to do."""
         about = self.about()
         steps = 0
         more = True
-        while more and steps < _BATCH:
+        while more and steps < most:
             if self.used > enough:
                 thrown = self._trim_journal(about, 0, _STRIDE) or self._empty_oldest() or self._forget(about)
             elif self._transaction.stat(self._database.channels)["entries"] > most_channels:

@@ -17,6 +17,7 @@ import mmap
 import os
 import socket
 import struct
+import sys
 import threading
 import time
 import weakref
@@ -27,7 +28,7 @@ from typing import Final
 from longconn.channels.database import LAYOUT, check_folder, locked
 from longconn.channels.errors import ChannelsUnavailable
 
-__all__ = ["LOOK", "Follower", "Wakers"]
+__all__ = ["LOOK", "Follower", "Wakers", "beside_the_loop", "is_the_end"]
 
 LOOK: Final = 0.5
 """Seconds after which a follower looks for news that nobody told it of."""
@@ -80,9 +81,10 @@ class Wakers:
         self._flags.close()
 
     def __del__(self) -> None:
-        # Channels that nobody closes end with their process, and are nothing to be warned of.
-        with contextlib.suppress(AttributeError):
-            self._socket.close()
+        # Channels that nobody closes end with their process, and are nothing to be warned of. By then modules may be gone.
+        sender = getattr(self, "_socket", None)
+        if sender is not None:
+            sender.close()
 
 
 class Follower:
@@ -95,6 +97,8 @@ class Follower:
         self._folder = folder
         self._heard = heard
         self._stopped = False
+        self.ended = False
+        """Whether it calls nobody any more."""
         self._flags: mmap.mmap | None = None
         self._number = -1
         self._inode = 0
@@ -132,11 +136,14 @@ class Follower:
                     self._flags[self._number] = _ASLEEP
                 try:
                     self._heard()
-                except Exception:  # noqa: BLE001 - the next publication is another chance
+                except BaseException as error:  # noqa: BLE001 - a timeout too; the next publication is another chance
+                    if is_the_end(error):
+                        return
                     _log.exception("what was published could not be handed on")
                 if self._goes_on():
                     self._sleep()
         finally:
+            self.ended = True
             self._give_back()
 
     def _goes_on(self) -> bool:
@@ -220,6 +227,23 @@ class Follower:
                     _PID.pack_into(flags, MOST + self._number * _PID.size, 0)
                     _path(self._folder, self._number).unlink(missing_ok=True)
         flags.close()
+
+
+def is_the_end(error: BaseException) -> bool:
+    """Whether an error is the order to end, and no accident of whoever was called (as the timeout of a greenlet may be)."""
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        return True
+    greenlet = sys.modules.get("greenlet")
+    return greenlet is not None and isinstance(error, greenlet.GreenletExit)
+
+
+def beside_the_loop() -> bool:
+    """Whether this is a native thread of a process whose threads are greenlets: what is started here runs on no loop."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("threading"):
+        return False
+    # There the main thread has the number of the process, whatever gevent calls it.
+    return sys.platform == "linux" and threading.get_native_id() != os.getpid()
 
 
 def _after_fork() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
 import time
 import weakref
 from collections import deque
@@ -125,6 +126,8 @@ class Lot:
         self.wheel = TimingWheel(time.monotonic(), resolution=TICK)
         self.ready: deque[Connection] = deque()
         self.on_tick: list[Callable[[], None]] = []
+        self.on_fork: list[Callable[[], None]] = []
+        """Called in a child of this process, which is to touch nothing that it shares with its parent."""
         self._attend = attend
         self._expire = expire
         self._closed = closed
@@ -299,6 +302,11 @@ class Lot:
         """Run `function` in the hub; from any thread."""
         self.loop.run_callback_threadsafe(function, *arguments)
 
+    def write_from_thread(self, upgraded: Any, size: int, function: Callable[..., object], *arguments: Any) -> None:
+        """As `call_from_thread`, for a function that has `size` bytes wait for the client of `upgraded`."""
+        del upgraded, size  # the loop does it at once, and then they count
+        self.call_from_thread(function, *arguments)
+
     def is_here(self) -> bool:
         """Whether this is the loop's thread."""
         return bool(_thread_number() == self._thread)
@@ -317,7 +325,7 @@ class Lot:
                 function, arguments = self._errands.popleft()
                 try:
                     contextvars.Context().run(function, *arguments)
-                except Exception:  # noqa: BLE001 - the next one has nothing to do with it
+                except (Exception, gevent.Timeout):  # noqa: BLE001 - the next one has nothing to do with it
                     _log.exception("What was left for later failed")
         finally:
             self._runners -= 1
@@ -497,6 +505,24 @@ class Lot:
             timer.stop()
             timer.close()
         self._poller.close()
+
+    def forsake(self) -> None:
+        """In the child of a fork: leave all connections to the parent. Their sockets are the parent's, too, so nothing is read,
+        written or ended here, whatever greenlets the child lets run."""
+        self.ready.clear()
+        for timer in (self._timer, self._rest_later):
+            timer.stop()
+        self._poller.forsake()
+        for function in self.on_fork:
+            function()
+
+
+def _after_fork() -> None:
+    for lot in lots():
+        lot.forsake()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _nothing() -> None:

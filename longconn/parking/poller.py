@@ -6,6 +6,7 @@ registered once in its life. Whoever is told and does not use it up must remembe
 
 from __future__ import annotations
 
+import os
 import select
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -45,6 +46,10 @@ class Poller(Protocol):
         """Say that what was told of `descriptor` has been used up, and what is waited for: 1 to read, 2 to write, 3 both."""
         ...
 
+    def forsake(self) -> None:
+        """In the child of a fork: tell of nothing any more, without a trace in the parent."""
+        ...
+
     def close(self) -> None:
         """Give everything back."""
         ...
@@ -81,6 +86,13 @@ class EpollPoller:
 
     def rearm(self, descriptor: int, events: int = 1) -> None:
         del descriptor, events  # edges come by themselves
+
+    def forsake(self) -> None:
+        # The set is shared with the parent, whose edges must not be taken nor its entries removed: this is another one.
+        fresh = gevent.monkey.get_original("select", "epoll")()
+        os.dup2(fresh.fileno(), self._epoll.fileno(), inheritable=False)
+        fresh.close()
+        self._watcher.stop()
 
     def close(self) -> None:
         self._watcher.stop()
@@ -129,6 +141,9 @@ class WatcherPoller:
         watcher.stop()
         watcher.events = events
         watcher.start(self._told, descriptor)
+
+    def forsake(self) -> None:
+        self.close()
 
     def close(self) -> None:
         for descriptor in list(self._watchers):

@@ -49,6 +49,15 @@ def test_any_thread_may_publish_beside_the_loop(folder: Path, patched: bool) -> 
     assert "[None, None, None, None] True True" == programs.run(channel_callers.from_threads, folder, patched=patched)
 
 
+def test_a_native_thread_that_asks_first_takes_the_pump_from_nobody(folder: Path) -> None:
+    told = programs.run(channel_callers.beside, folder, patched=True)
+    assert "0 channels are listened to on the thread of the loop: this is another one\n[1]" == told
+
+
+def test_a_program_may_end_without_giving_anything_back(folder: Path) -> None:
+    assert "" == programs.run(channel_callers.leaving, folder, patched=False)
+
+
 @pytest.mark.alone
 def test_a_message_of_another_worker_comes_within_milliseconds(folder: Path) -> None:
     """Of 1,000 messages a second to 50 listeners of another process. Three attempts, since others use the machine, too."""

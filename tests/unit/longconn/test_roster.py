@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from longconn.channels.hub import Channels
+from longconn.channels.lmdb_broker import LmdbBroker
 from longconn.identity import Identity
 from longconn.roster import Kicked, Roster
 from longconn.streaming.event_streams import EventStream
@@ -160,6 +162,43 @@ def test_a_kick_that_makes_no_sense_is_refused(roster: Roster, what: dict[str, A
 def test_nothing_is_no_token(roster: Roster) -> None:
     with pytest.raises(ValueError, match="which token"):
         roster.revoke("")
+
+
+def test_an_empty_text_means_nobody_and_is_refused(roster: Roster) -> None:
+    for name in ("token", "user", "id", "address", "channel", "kind", "path"):
+        with pytest.raises(ValueError, match=f"{name}='' fits nobody"):
+            roster.kick(**dict.fromkeys([name], cast("Any", "")))
+    assert 4 == roster.connections().total
+
+
+def test_a_process_with_two_applications_answers_once(scene: UpgradedScene, tmp_path: Path) -> None:
+    hubs = [Channels(LmdbBroker(tmp_path / "channels")) for _ in range(2)]
+    rosters = [Roster(hub) for hub in hubs]
+    for hub, roster in zip(hubs, rosters, strict=True):
+        roster.answer()
+        hub.start()
+    assert (4, 4) == (rosters[0].counts()["connections"], rosters[0].connections().total)
+    assert 4 == len(rosters[1].connections())
+    assert 1 == rosters[1].kick(user="ann")
+    for hub in hubs:
+        hub.close()
+
+
+def test_a_list_that_is_larger_than_a_message_is_cut(scene: UpgradedScene, tmp_path: Path) -> None:
+    hub = Channels(LmdbBroker(tmp_path / "channels", size=1 << 20))
+    roster = Roster(hub)
+    hub.start()
+    many = tuple(f"channel{number:0190}" for number in range(30))
+    for name in ("ann", "bob", "cat"):
+        endpoint = EventStream.of(hub, many, options=EventStreamOptions())
+        scene.upgraded(endpoint, begin=functools.partial(endpoint.begin, about=About(name)))
+    listed = roster.connections()
+    assert (7, ()) == (listed.total, listed.silent)
+    assert ["cat", "bob"] == [each["user"] for each in listed]
+    counts = roster.counts()
+    assert (7, ()) == (counts["connections"], counts.silent)
+    assert 15 <= len(counts["channels"]) < 30
+    hub.close()
 
 
 def test_workers_are_asked_through_their_channels(channels: Channels, scene: UpgradedScene) -> None:

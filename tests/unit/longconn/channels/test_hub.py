@@ -24,6 +24,7 @@ from longconn.channels.hub import Channels, default_channels
 from longconn.channels.lmdb_broker import LmdbBroker
 from longconn.channels.ports import History, HistoryLimits, Message, News, Position
 from longconn.settings import Settings
+from tests.support.broker_conformance import wait_until
 from tests.support.examples import many
 from tests.support.memory_broker import MemoryBroker
 
@@ -366,6 +367,91 @@ def test_a_subscriber_that_fails_does_not_keep_the_message_from_another_kind(
     assert ["a message of channel room did not reach all who listen"] == [record.message for record in caplog.records]
 
 
+class Timeout(BaseException):
+    """As gevent's."""
+
+
+def test_whatever_an_encoding_raises_the_pump_goes_on(on_host: Channels, caplog: pytest.LogCaptureFixture) -> None:
+    class Late(ListWire):
+        def encode(self, message: Message) -> Any:
+            raise Timeout
+
+    ear = Ear()
+    on_host.subscribe(Ear(), "slow", Late())
+    on_host.subscribe(ear, "room", ListWire())
+    on_host.publish("slow", "x")
+    on_host.publish("room", "y")
+    assert wait_until(lambda: ear.heard == ["y"])
+    assert "a message of channel slow did not reach all who listen" in caplog.text
+
+
+def test_a_pump_that_was_ended_is_begun_again_where_it_was(on_host: Channels) -> None:
+    class Ending(ListWire):
+        def encode(self, message: Message) -> Any:
+            raise SystemExit
+
+    ear = Ear()
+    on_host.subscribe(Ear(), "end", Ending())
+    on_host.subscribe(ear, "room", ListWire())
+    on_host.publish("end", "x")
+    assert wait_until(lambda: on_host._following is not None and on_host._following.ended)
+    on_host.publish("room", "y")
+    on_host.start()
+    assert wait_until(lambda: ear.heard == ["y"])
+
+
+def test_one_that_joins_again_during_a_broadcast_gets_no_message_twice(
+    hub: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire = ListWire(at_once=1)
+    ears = [Ear() for _ in range(3)]
+    for ear in ears:
+        hub.subscribe(ear, "room", wire)
+
+    def rest(_seconds: float) -> None:
+        for ear in ears:
+            history = hub.subscribe(ear, "room", wire, since="")
+            ear.heard[:] = [message.data for message in history.messages]
+
+    monkeypatch.setattr("longconn.channels.hub.time.sleep", rest)
+    hub.publish("room", "1")
+    assert [["1"]] * 3 == [ear.heard for ear in ears]
+
+
+def test_one_that_joins_again_by_another_wire_is_there_once(hub: Channels) -> None:
+    ear = Ear()
+    hub.subscribe(ear, "room", ListWire())
+    hub.subscribe(ear, "room", ListWire())
+    hub.publish("room", "1")
+    assert (["1"], 1) == (ear.heard, hub.subscribers("room"))
+
+
+def test_what_is_published_while_one_is_still_sent_what_it_missed_comes_behind_it(hub: Channels) -> None:
+    hub.publish("room", "1")
+    ear = Ear()
+
+    def send(history: History) -> None:
+        if len(ear.heard) < 3:  # an encoding that waits, while others publish
+            hub.publish("room", str(len(ear.heard) + 2))
+        ear.heard.extend(message.data for message in history.messages)
+
+    history = hub.subscribe(ear, "room", ListWire(), since="", before=send)
+    hub.publish("room", "5")
+    assert ["1", "2", "3", "4", "5"] == ear.heard
+    assert ["1", "2", "3", "4"] == [message.data for message in history.messages]
+    assert (True, 4) == (history.complete, history.position.number)
+
+
+def test_one_that_cannot_be_sent_what_it_missed_does_not_listen(hub: Channels) -> None:
+    def fail(history: History) -> None:
+        raise Timeout
+
+    for since in (None, ""):
+        with pytest.raises(Timeout):
+            hub.subscribe(Ear(), "room", ListWire(), since=since, before=fail)
+    assert {} == hub.counts()
+
+
 # What was lost
 
 
@@ -429,6 +515,29 @@ def test_a_storage_that_began_anew_is_told_of_and_listened_to() -> None:
     hub.publish("room", "new")
     hub.publish("room", "next")
     assert ["a", "b", "c", ("missed", "room", "190-0"), "new", "next"] == ear.heard
+
+
+def test_who_begins_in_the_new_life_before_it_was_noticed_gets_nothing_twice() -> None:
+    broker = Overrun(EPOCH)
+    hub, wire = Channels(broker), ListWire()
+    old, returned, late = Ear(), Ear(), Ear()
+    hub.subscribe(old, "room", wire)
+    for data in "abc":
+        hub.publish("room", data)
+    broker.epoch += 1
+    broker.numbers.clear()
+    broker.histories.clear()
+    broker.quiet = True
+    for data in ("n1", "n2"):
+        hub.publish("room", data)
+    history = hub.subscribe(returned, "room", wire, since="")
+    returned.heard.extend(message.data for message in history.messages)
+    hub.subscribe(late, "room", wire)
+    broker.quiet, broker.forgets = False, True
+    hub.publish("room", "n3")
+    hub.publish("room", "n4")
+    assert ["a", "b", "c", ("missed", "room", "190-0"), "n1", "n2", "n3", "n4"] == old.heard
+    assert (["n1", "n2", "n3", "n4"], ["n3", "n4"]) == (returned.heard, late.heard)
 
 
 def test_a_storage_that_does_not_answer_is_told_of_once(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longconn.channels import database
 from longconn.channels.errors import ChannelsUnavailable, MessageRefused
 from longconn.channels.lmdb_broker import SMALLEST, LmdbBroker
 from longconn.channels.ports import HistoryLimits, Position
@@ -100,7 +102,7 @@ def test_a_history_holds_what_the_plainest_model_holds(
     broker = LmdbBroker(folder, size=SMALLEST)
     try:
         models = {name: Model() for name in "ab"}
-        now = NOW
+        now = time.time()  # and later: what is too old by the clock on the wall is thrown away now and then
         for name, size, pause in published:
             now += pause
             broker.publish(name, b"x" * size, history=limits, at=now)
@@ -217,7 +219,22 @@ def test_what_is_too_old_is_thrown_away_without_being_asked_for(broker: LmdbBrok
     assert [("a", 0), ("b", 10)] == [(held.channel, held.count) for held in broker.channels()]
 
 
-def test_one_that_was_stopped_while_it_read_stops_nobody_else(broker: LmdbBroker) -> None:
+def test_one_that_is_slow_to_read_is_waited_for_and_costs_nothing(broker: LmdbBroker) -> None:
+    epoch = broker.publish("a", "x", history=LIMITS, at=time.time()).position.epoch
+    slow = broker._current().environment.begin()
+    done = threading.Timer(0.05, slow.abort)
+    done.start()
+    for number in range(400):
+        broker.publish("room", b"%d" % number, history=LIMITS, at=time.time())
+    done.join()
+    assert (epoch, 400) == broker.position("room")
+    assert [1] == numbers(broker.history("a", None, now=time.time()).messages)
+
+
+def test_one_that_was_stopped_while_it_read_stops_nobody_else(
+    broker: LmdbBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longconn.channels.lmdb_broker.GIVING_UP", 0.0)
     position = broker.publish("a", "x", history=LIMITS, at=NOW).position
     stopped = broker._current().environment.begin()  # a reader holds back every page that it may still look at
     for number in range(1_200):
@@ -324,6 +341,63 @@ def test_a_folder_that_is_removed_under_its_users_is_made_again(
     news = other.news(cursor)
     assert (["y"], True) == ([message.data for message in news.messages], news.missed)
     other.close()
+
+
+def test_one_that_was_given_less_room_throws_nothing_away(folder: Path) -> None:
+    large = LmdbBroker(folder, size=8 * SMALLEST)
+    generous = HistoryLimits(count=10_000, size=1 << 30, age=1e9)
+    start = large.cursor()
+    for _ in range(600):
+        before = large.publish("a", b"x" * 1_900, history=generous, at=NOW).position
+    large.close()
+    small = LmdbBroker(folder, size=SMALLEST)
+    after = small.publish("a", b"x", history=generous, at=NOW).position
+    assert (before.epoch, 601) == after
+    assert 601 == len(small.history("a", None, now=NOW).messages)
+    lagging = small.news(start, most=10_000)
+    assert len(lagging.messages) > SMALLEST // 4 // 1_900
+    small.close()
+
+
+def test_one_that_opened_it_smaller_keeps_up_when_it_grows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longconn.channels.lmdb_broker.LOOK", 0.0)
+    small = LmdbBroker(folder, size=SMALLEST)
+    small.cursor()
+    held = small._database
+    assert held is not None
+    # As another process does it, which has the database open for itself.
+    (folder / "life.1").unlink()
+    database._write_life(folder, held.epoch, 8 * SMALLEST, SMALLEST)
+    small.cursor()
+    assert (8 * SMALLEST, SMALLEST) == (held.size, held.journal_bytes)
+    small.close()
+
+
+def test_a_history_that_is_much_too_long_is_trimmed_a_part_at_a_time(folder: Path) -> None:
+    """So that no publication keeps others waiting for long."""
+    broker = LmdbBroker(folder)
+    broker_limits = HistoryLimits(count=10_000, age=1e9)
+    for _ in range(750):
+        broker.publish("a", b"", history=broker_limits, at=NOW)
+    seen = []
+    for _ in range(4):
+        broker.publish("a", b"", history=HistoryLimits(count=0), at=NOW)
+        seen.append(broker.channels()[0].count)
+    assert [451, 152, 0, 0] == seen
+    broker.close()
+
+
+def test_one_publication_expires_a_part_of_what_is_too_old(broker: LmdbBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longconn.channels.lmdb_broker._STEPS", 100)
+    now = time.time()
+    for number in range(700):
+        broker.publish(f"old{number}", b"", history=HistoryLimits(age=1_000), at=now)
+    monkeypatch.setattr("longconn.channels.lmdb_broker.time.time", lambda: now + 2_000)
+    seen = []
+    for _ in range(40):
+        broker.publish("new", b"x" * 1_000, history=HistoryLimits(count=0), at=now + 2_000)
+        seen.append(sum(held.count for held in broker.channels(most=2_000)))
+    assert [700, 600, 500, 400, 300, 200, 100, 0] == sorted(set(seen), reverse=True)
 
 
 def test_one_that_was_given_less_room_reads_what_others_wrote(folder: Path) -> None:

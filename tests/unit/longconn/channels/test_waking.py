@@ -111,6 +111,16 @@ def test_an_error_of_whoever_is_called_is_logged_and_it_is_called_again(
     assert wait_until(lambda: not wakers.followers())
 
 
+def test_one_that_was_told_to_end_says_so(folder: Path, wakers: Wakers) -> None:
+    def leave() -> None:
+        raise SystemExit
+
+    follower = Follower(folder, leave)
+    assert not follower.ended
+    follower.start()
+    assert wait_until(lambda: follower.ended and not wakers.followers())
+
+
 def test_a_folder_that_was_removed_is_made_again_by_who_follows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longconn.channels.waking.LOOK", 0.01)
     told = threading.Event()
