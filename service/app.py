@@ -55,7 +55,7 @@ from service.wiring import Parts, build_parts
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-__all__ = ["Service", "create_app"]
+__all__ = ["Service", "create_app", "send_away"]
 
 OPTIONS: Final = {
     "storage_uri": "resilience_storage_uri",
@@ -75,6 +75,9 @@ OPTIONS: Final = {
 
 AROUND_A_MESSAGE: Final = 4_096
 """Bytes of a message over a WebSocket beside what is published with it."""
+
+HANDSHAKES_OVER: Final = 3.0
+"""Seconds in which a connection that was being opened is open."""
 
 _log = structlog.get_logger("service.app")
 
@@ -157,7 +160,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> Service:
         storage=parts.storage,
         state=parts.state,
         circuits=parts.circuits,
-        limiters=(parts.limiter, parts.login_limiter),
+        limiters=(parts.limiter, parts.login_limiter, parts.guest_limiter),
         sources={name: Source(settings.origin(setting), setting.upper()) for name, setting in OPTIONS.items()},
         storage_timeout=settings.resilience_storage_timeout,
         storage_namespace=settings.resilience_storage_namespace,
@@ -197,8 +200,8 @@ def create_app(settings: Settings, parts: Parts | None = None) -> Service:
 
 def _add_channels(app: Service, settings: Settings, parts: Parts) -> None:
     """What stays connected: WebSockets, event streams, and who looks after them."""
-    channels = ChannelService(parts.channels, message_limit=settings.message_limit)
-    credentials = Credentials(parts.tokens, parts.tickets, trusted_proxies=settings.trusted_proxies)
+    channels = ChannelService(parts.channels, message_limit=settings.message_limit, guests=parts.guest_limiter)
+    credentials = Credentials(parts.tokens, parts.tickets, parts.users, trusted_proxies=settings.trusted_proxies)
     sockets = WebSockets(app, channels=parts.channels)
     sockets.endpoint(
         "/ws",
@@ -208,13 +211,17 @@ def _add_channels(app: Service, settings: Settings, parts: Parts) -> None:
         subprotocols=(SUBPROTOCOL,),
     )(ChannelSocket(channels, credentials, names_worker=settings.has_demo))
     public(app.view_functions["ws"])  # it looks at credentials wherever a browser can put them
-    app.register_blueprint(create_tickets_blueprint(parts.tickets, parts.tokens, guests=settings.has_demo))
+    app.register_blueprint(create_tickets_blueprint(parts.tickets, parts.tokens, parts.users, guests=settings.has_demo))
     app.register_blueprint(
         create_channels_blueprint(channels, credentials, event_stream=event_stream, long_poll=long_poll)
     )
     roster = Roster(parts.channels)
     app.register_blueprint(
-        create_users_blueprint(parts.users, on_removed=functools.partial(gevent.spawn, _send_away, roster))
+        create_users_blueprint(
+            parts.users,
+            on_removed=functools.partial(gevent.spawn, send_away, roster, "the user is gone"),
+            on_role_changed=functools.partial(gevent.spawn, send_away, roster, "the role of the user has changed"),
+        )
     )
     if settings.resilience_admin_token is not None:
         app.register_blueprint(create_connections_blueprint(roster, authorize=authorize, record=record))
@@ -235,7 +242,10 @@ def _answer_for_connections(roster: Roster, parts: Parts) -> None:
         _log.error("channels are out of order", reason=str(error))
 
 
-def _send_away(roster: Roster, user_id: int) -> None:
-    """Close the connections of a user who is gone, on every worker."""
-    with contextlib.suppress(ChannelsUnavailable):  # then nobody hears anything on them either
-        roster.kick(user=user_name(user_id), reason="the user is gone")
+def send_away(roster: Roster, reason: str, user_id: int, *, sleep: Callable[[float], object] = gevent.sleep) -> None:
+    """Close the connections of a user who is gone, or is another than they were when they opened them, on every worker. Once
+    more a little later: somebody may have been looked up just before, whose connection was not among them yet."""
+    for wait in (0.0, HANDSHAKES_OVER):
+        sleep(wait)
+        with contextlib.suppress(ChannelsUnavailable):  # then nobody hears anything on them either
+            roster.kick(user=user_name(user_id), reason=reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import longconn
@@ -25,7 +25,7 @@ from service.security.passwords import PasswordHasher
 from service.security.tickets import SpentInFolder, SpentInMemory, TicketSigner
 from service.security.tokens import TokenSigner
 from service.services.auth import AuthService
-from service.services.channels import LIVE
+from service.services.channels import DEMO, LIVE
 from service.services.ports import Backend
 from service.services.users import UserService
 from service.settings import Settings, SettingsError
@@ -37,6 +37,11 @@ CHECK_TIMEOUT = 0.9
 PING_TIMEOUT = 0.8
 
 SPENT_TICKETS = "tickets"
+GUEST_RATE = "5/second"
+GUEST_BURST = 20
+KEPT_OF_GUESTS = 262_144
+"""Bytes of messages that each channel of guests keeps."""
+
 FEWEST_OF_THE_LARGEST = 4
 """Messages of the largest size that a channel keeps, if it is to keep so many."""
 
@@ -44,8 +49,8 @@ FEWEST_OF_THE_LARGEST = 4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What an application is put together from. `circuits` are listed by the admin endpoint; `limiter` guards every
-    request, `login_limiter` the tries to sign in; `storage` holds the buckets of both, `state` the circuits and what
-    operators have ordered; `channels` carry messages between all workers."""
+    request, `login_limiter` the tries to sign in, `guest_limiter` what each guest says; `storage` holds the buckets of all,
+    `state` the circuits and what operators have ordered; `channels` carry messages between all workers."""
 
     users: UserService
     auth: AuthService
@@ -59,6 +64,7 @@ class Parts:
     state: StateStorage
     limiter: RateLimiter
     login_limiter: RateLimiter
+    guest_limiter: RateLimiter
     checks: Checks
     lifecycle: Lifecycle
 
@@ -93,6 +99,7 @@ def build_parts(settings: Settings, *, lifecycle: Lifecycle = process) -> Parts:
         state=state,
         limiter=_limiter("default", settings.rate_limit, settings.rate_limit_burst, setting="rate_limit"),
         login_limiter=_limiter("login", settings.login_rate_limit, None, setting="login_rate_limit"),
+        guest_limiter=RateLimiter(GUEST_RATE, burst=GUEST_BURST, name="guests"),
         checks=Checks(_checks(database, storage, state)),
         lifecycle=lifecycle,
     )
@@ -131,10 +138,11 @@ def _channels(settings: Settings) -> Channels:
         size=max(HistoryLimits().size, FEWEST_OF_THE_LARGEST * settings.message_limit),
         age=settings.channel_history_age,
     )
+    # What guests say must not push out what others keep.
+    of_guests = replace(kept, size=max(KEPT_OF_GUESTS, 2 * settings.message_limit))
     # Of the counters only the latest are news.
-    return default_channels(
-        "service", settings=worker, history=kept, history_of={LIVE: HistoryLimits(count=1, size=65_536, age=60.0)}
-    )
+    of_some = {LIVE: HistoryLimits(count=1, size=65_536, age=60.0), **dict.fromkeys(DEMO, of_guests)}
+    return default_channels("service", settings=worker, history=kept, history_of=of_some)
 
 
 def _storage(settings: Settings) -> LimitStorage:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 from typing import NoReturn
 
 from flask import Request
@@ -20,7 +22,7 @@ def json_object(request: Request, *media_types: str) -> dict[str, object]:
 
     `media_types` are the ones accepted (default: `application/json`). Raises `UnsupportedMediaType` for another one
     and `ValidationFailed` for a body that is not UTF-8, not JSON, not an object, repeats a name, nests too deeply, or
-    holds what other readers understand differently (NaN, half a surrogate pair). The app limits the size.
+    holds what other readers understand differently (NaN, 1e999, half a surrogate pair). The app limits the size.
     """
     accepted = media_types or (JSON,)
     if request.mimetype not in accepted:
@@ -45,11 +47,13 @@ def json_members(text: str, what: str = "body") -> dict[str, object]:
                 raise ValidationFailed(f"The {what} holds half of a surrogate pair; send whole characters.")
         return members
 
-    def refuse_constant(name: str) -> NoReturn:
-        raise ValidationFailed(f"The {what} holds {name}, which is not JSON.")
-
     try:
-        content = json.loads(text, object_pairs_hook=without_repetition, parse_constant=refuse_constant)
+        content = json.loads(
+            text,
+            object_pairs_hook=without_repetition,
+            parse_constant=functools.partial(_refuse_constant, what),
+            parse_float=functools.partial(_finite, what),
+        )
     except json.JSONDecodeError as error:
         raise ValidationFailed(
             f"The {what} is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
@@ -61,6 +65,17 @@ def json_members(text: str, what: str = "body") -> dict[str, object]:
     if not isinstance(content, dict):
         raise ValidationFailed(f"The {what} must be a JSON object.")
     return content
+
+
+def _refuse_constant(what: str, name: str) -> NoReturn:
+    raise ValidationFailed(f"The {what} holds {name}, which is not JSON.")
+
+
+def _finite(what: str, number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValidationFailed(f"The {what} holds a number beyond 1e308, which not every reader of JSON has.")
+    return value
 
 
 def _is_text(text: str) -> bool:

@@ -68,7 +68,7 @@ def create_channels_blueprint(
         since, wait = request.args.get("since"), _wait_asked_for()
         with translated(), _unwrapped():
             position = None if since is None else parse_position(since)
-            return long_poll(channel, identity=identity_of(who), since=position, wait=wait)
+            return long_poll(channel, identity=identity_of(who), since=position, wait=wait, describe=describe)
 
     @blueprint.get("/api/v1/channels/<path:channel>/history")
     def show_history(channel: str) -> Response:
@@ -119,7 +119,7 @@ def write_end(kind: str, connection: Any, *, code: int | None = None, reason: st
         "user": connection.user,
         "path": connection.path,
         "client": connection.host,
-        "code": code,
+        "code": None if code is None else int(code),
         "reason": reason or None,
         "seconds": round(time.time() - connection.since, 3),
     }

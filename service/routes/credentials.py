@@ -7,7 +7,8 @@
 | `Sec-WebSocket-Protocol: seawall, bearer.<token>` | browsers with a token at hand, for a WebSocket |
 | `Cookie: seawall_token=<token>` | pages of the same site; the origin is checked |
 
-The first that is there counts, in this order.
+The first that is there counts, in this order. A token or a ticket says who somebody was when it was issued, so the users are
+asked who that is at present: a user who was removed is let in no more, and one who was an admin has the role of now.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from flask import Request, g
 from service.errors import Unauthenticated
 from service.model import Participant
 from service.services.backends import believed_addresses
-from service.services.ports import TicketSigner
+from service.services.ports import TicketSigner, Users
 
 __all__ = ["COOKIE", "SUBPROTOCOL", "Credentials", "TokenReader"]
 
@@ -41,9 +42,10 @@ class TokenReader(Protocol):
 class Credentials:
     """Reads who is asking out of a request, and from where as far as `trusted_proxies` proxies are believed."""
 
-    def __init__(self, tokens: TokenReader, tickets: TicketSigner, *, trusted_proxies: int = 0) -> None:
+    def __init__(self, tokens: TokenReader, tickets: TicketSigner, users: Users, *, trusted_proxies: int = 0) -> None:
         self._tokens = tokens
         self._tickets = tickets
+        self._users = users
         self._trusted_proxies = trusted_proxies
 
     def participant(self, request: Request) -> Participant:
@@ -53,7 +55,7 @@ class Credentials:
             request.remote_addr = believed_addresses(request.remote_addr, forwarded, self._trusted_proxies).partition(
                 ","
             )[0]
-        return self._participant(request)
+        return self._users.present(self._participant(request))
 
     def _participant(self, request: Request) -> Participant:
         scheme, _, token = request.headers.get("Authorization", "").strip().partition(" ")

@@ -64,6 +64,8 @@ __all__ = ["ChannelSocket", "Connection"]
 
 MOST_CHANNELS: Final = 100
 LONGEST_ID: Final = 64
+LARGEST_ID: Final = 2**53 - 1
+"""All programs read whole numbers up to it alike (RFC 8259, section 6)."""
 
 _log = structlog.get_logger("service.sockets")
 
@@ -182,9 +184,11 @@ def _members(data: str | bytes) -> dict[str, object]:
 
 
 def _checked_id(value: object) -> object:
-    if value is None or type(value) is int or (isinstance(value, str) and len(value) <= LONGEST_ID):
+    if value is None or (isinstance(value, str) and len(value) <= LONGEST_ID):
         return value
-    reason = f"must be a whole number, or a text of at most {LONGEST_ID} characters"
+    if type(value) is int and -LARGEST_ID <= value <= LARGEST_ID:
+        return value
+    reason = f"must be a whole number of at most 53 bits, or a text of at most {LONGEST_ID} characters"
     raise ValidationFailed(f"/id {reason}.", fields=[("/id", reason)])
 
 

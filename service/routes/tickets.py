@@ -15,7 +15,7 @@ from service.routes.access import admits_guests
 from service.routes.bodies import json_object
 from service.routes.credentials import TokenReader
 from service.services.members import Fault, check_members
-from service.services.ports import TicketSigner
+from service.services.ports import TicketSigner, Users
 
 __all__ = ["create_tickets_blueprint"]
 
@@ -29,8 +29,9 @@ def _visitor_fault(value: str) -> str | None:
 RULES: Final[Mapping[str, Fault]] = {"visitor": _visitor_fault}
 
 
-def create_tickets_blueprint(tickets: TicketSigner, tokens: TokenReader, *, guests: bool) -> Blueprint:
-    """The route that gives tickets to whoever shows a token, and to guests, who show none, where `guests` says so."""
+def create_tickets_blueprint(tickets: TicketSigner, tokens: TokenReader, users: Users, *, guests: bool) -> Blueprint:
+    """The route that gives tickets to whoever shows the token of a user whom there is, and to guests, who show none, where
+    `guests` says so."""
     blueprint = Blueprint("tickets", __name__, url_prefix="/api/v1/tickets")
 
     def issue_ticket() -> Response:
@@ -45,7 +46,8 @@ def create_tickets_blueprint(tickets: TicketSigner, tokens: TokenReader, *, gues
 
     def _participant(visitor: str | None) -> Participant:
         if "caller" in g:
-            return tokens.participant(request.headers["Authorization"].strip().partition(" ")[2].strip())
+            token = request.headers["Authorization"].strip().partition(" ")[2].strip()
+            return users.present(tokens.participant(token))
         if not guests:
             raise Unauthenticated("This needs a token: sign in, and send it as Authorization: Bearer <token>.")
         return tickets.guest(visitor or secrets.token_urlsafe(16))

@@ -16,7 +16,14 @@ from service.errors import PreconditionFailed, PreconditionRequired, ValidationF
 from service.model import User
 from service.routes.bodies import JSON, MERGE_PATCH, json_object
 from service.routes.callers import current_caller
-from service.services.users import LARGEST_PAGE, UserService, parse_new_user, parse_patch, parse_replacement
+from service.services.users import (
+    LARGEST_PAGE,
+    UserChanges,
+    UserService,
+    parse_new_user,
+    parse_patch,
+    parse_replacement,
+)
 
 __all__ = ["create_users_blueprint"]
 
@@ -38,8 +45,14 @@ class _NumberConverter(IntegerConverter):
     regex = rf"[0-9]{{1,{NUMBER_DIGITS}}}"
 
 
-def create_users_blueprint(user_service: UserService, *, on_removed: Callable[[int], object] = _nothing) -> Blueprint:
-    """The routes of the users. `on_removed(user_id)` is called when one is gone, and must not wait."""
+def create_users_blueprint(
+    user_service: UserService,
+    *,
+    on_removed: Callable[[int], object] = _nothing,
+    on_role_changed: Callable[[int], object] = _nothing,
+) -> Blueprint:
+    """The routes of the users. `on_removed(user_id)` is called when one is gone, `on_role_changed(user_id)` when one has
+    another role than before; they must not wait."""
     blueprint = Blueprint("users", __name__, url_prefix="/api/v1/users")
     blueprint.record_once(_know_numbers)
 
@@ -76,13 +89,13 @@ def create_users_blueprint(user_service: UserService, *, on_removed: Callable[[i
     def replace_user(user_id: int) -> Response:
         version = _version_to_change()
         changes = parse_replacement(json_object(request))
-        return _representation(user_service.change(current_caller(), user_id, version, changes))
+        return _changed(user_service, on_role_changed, user_id, version, changes)
 
     @blueprint.patch("/<number:user_id>")
     def patch_user(user_id: int) -> Response:
         version = _version_to_change()
         changes = parse_patch(json_object(request, JSON, MERGE_PATCH))
-        return _representation(user_service.change(current_caller(), user_id, version, changes))
+        return _changed(user_service, on_role_changed, user_id, version, changes)
 
     @blueprint.delete("/<number:user_id>")
     def remove_user(user_id: int) -> Response:
@@ -96,6 +109,21 @@ def create_users_blueprint(user_service: UserService, *, on_removed: Callable[[i
 
 def _know_numbers(state: BlueprintSetupState) -> None:
     state.app.url_map.converters["number"] = _NumberConverter
+
+
+def _changed(
+    user_service: UserService,
+    on_role_changed: Callable[[int], object],
+    user_id: int,
+    version: int | None,
+    changes: UserChanges,
+) -> Response:
+    caller = current_caller()
+    before = None if changes.role is None else user_service.role(user_id)
+    user = user_service.change(caller, user_id, version, changes)
+    if before not in (None, user.role):
+        on_role_changed(user_id)
+    return _representation(user)
 
 
 def _representation(user: User) -> Response:

@@ -2,7 +2,8 @@
 address, which proxies and logs keep. A ticket has: it holds for seconds, and once.
 
 A ticket is signed like a token, for another audience, so that neither passes for the other. That it is redeemed once is what
-the workers agree on in a folder: who redeems one makes a file named after it, which the system lets only one of them do.
+the workers agree on in a folder: who redeems one makes a file named after it, which the system lets only one of them do. The
+folder knows nothing of what was before it, so a ticket that is older does not hold.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ __all__ = ["SpentInFolder", "SpentInMemory", "SpentTickets", "TicketSigner"]
 
 ALGORITHM = "HS256"
 AUDIENCE = "seawall-ticket"
-CLAIMS = ("iss", "aud", "sub", "exp", "jti")
+CLAIMS = ("iss", "aud", "sub", "iat", "exp", "jti")
 GUEST_LETTERS = 8
 BEFORE_FORGOTTEN = 60.0
 """Seconds for which a spent ticket is remembered after its end: clocks may be set back a little."""
+BEGAN = "began"
+"""The file that says since when a folder knows of tickets."""
 SWEEP_EVERY = 1.0
 SWEPT_AT_ONCE = 1_000
 """Tickets that are forgotten in one go: more would hold up everybody else."""
@@ -43,6 +46,10 @@ ANOTHER = "Get another one with POST /api/v1/tickets: each holds once, and for s
 
 class SpentTickets(Protocol):
     """Which tickets have been redeemed."""
+
+    def began(self) -> float:
+        """Since when, in seconds since the epoch, it is known which: asked before a ticket is issued, and before one is spent.
+        Raises `Overloaded` where that cannot be told."""
 
     def spend(self, ticket: str, until: float) -> bool:
         """Whether this is the first time that `ticket` (letters, digits, - and _) is spent. After `until`, in seconds since the
@@ -55,8 +62,13 @@ class SpentInMemory:
     def __init__(self, *, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._lock = threading.Lock()
+        self._began = now()
         self._spent: dict[str, float] = {}
         self._sweep_at = 0.0
+
+    def began(self) -> float:
+        """See `SpentTickets`."""
+        return self._began
 
     def spend(self, ticket: str, until: float) -> bool:
         """See `SpentTickets`."""
@@ -80,7 +92,29 @@ class SpentInFolder:
     def __init__(self, folder: Path, *, now: Callable[[], float] = time.time) -> None:
         self._folder = folder
         self._now = now
+        self._began: float | None = None
         self._sweep_at = 0.0
+
+    def began(self) -> float:
+        """See `SpentTickets`: when the first of the processes asked."""
+        if self._began is None:
+            try:
+                self._began = self._found_or_begun()
+            except (OSError, ValueError) as error:
+                raise Overloaded("Tickets are out of order at the moment. Try again.", retry_after=1.0) from error
+        return self._began
+
+    def _found_or_begun(self) -> float:
+        file = self._folder / BEGAN
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        if not file.exists():
+            # Written elsewhere first, so that nobody finds half of it; of several who do so at once, one is right.
+            mine = self._folder / f"{BEGAN}-{secrets.token_hex(8)}"
+            mine.write_text(repr(self._now()))
+            with suppress(FileExistsError):
+                file.hardlink_to(mine)
+            mine.unlink()
+        return float(file.read_text())
 
     def spend(self, ticket: str, until: float) -> bool:
         """See `SpentTickets`. Raises `Overloaded` where that cannot be told: what might hold twice does not hold at all."""
@@ -139,12 +173,15 @@ class TicketSigner:
         self._now = now
 
     def issue(self, participant: Participant) -> tuple[str, int]:
-        """A ticket for `participant` and its lifetime in seconds."""
+        """A ticket for `participant` and its lifetime in seconds. Raises `Overloaded` when it could not be redeemed."""
+        self._spent.began()
+        now = self._now()
         claims: dict[str, Any] = {
             "iss": ISSUER,
             "aud": AUDIENCE,
             "sub": participant.name,
-            "exp": self._now() + self._lifetime,
+            "iat": now,
+            "exp": now + self._lifetime,
             "jti": secrets.token_urlsafe(16),
         }
         if participant.caller is not None:
@@ -158,6 +195,8 @@ class TicketSigner:
         claims = self._claims(ticket)
         if claims["exp"] <= self._now():
             raise Unauthenticated(f"The ticket has expired. {ANOTHER}")
+        if claims["iat"] < self._spent.began():
+            raise Unauthenticated(f"The ticket is from before the service started. {ANOTHER}")
         participant = _participant(claims)
         if not self._spent.spend(str(claims["jti"]), claims["exp"]):
             raise Unauthenticated(f"The ticket has been used. {ANOTHER}")
@@ -177,7 +216,7 @@ class TicketSigner:
                     algorithms=[ALGORITHM],
                     issuer=ISSUER,
                     audience=AUDIENCE,
-                    options={"require": list(CLAIMS), "verify_exp": False},  # by our own clock
+                    options={"require": list(CLAIMS), "verify_exp": False, "verify_iat": False},  # by our own clock
                 )
         raise Unauthenticated(f"This is not a ticket of this service. {ANOTHER}")
 

@@ -3,9 +3,11 @@
 | channel | who hears it | who speaks in it |
 |---|---|---|
 | `live` | everybody who is let in | the service alone: its counters, every second |
-| `demo:...` | everybody, guests of the demo too | the same |
+| `demo:lobby`, `demo:pier`, `demo:beach` | everybody, guests of the demo too | the same |
 | `user:7`, `user:7:...` | the user 7, and admins | the same |
 | any other | whoever is signed in | the same |
+
+Guests say little at a time, and not often: what they say must push nothing out that others keep.
 
 What the service publishes is one JSON document, `{"from": ..., "data": ...}`: the sender is the service's word and not the
 publisher's. What comes from elsewhere (`flask channels publish`) may be any text, and has no sender.
@@ -29,10 +31,10 @@ from longconn.channels.errors import (
 )
 from longconn.channels.ports import History, Message, Position
 from service.errors import ChannelsUnavailable as Unavailable
-from service.errors import Forbidden, PayloadTooLarge, ValidationFailed
+from service.errors import Forbidden, PayloadTooLarge, TooManyRequests, ValidationFailed
 from service.model import Participant
 from service.services.members import Fault, check_members
-from service.services.ports import Channels
+from service.services.ports import Channels, Limiter
 
 __all__ = [
     "LIVE",
@@ -55,12 +57,22 @@ __all__ = [
 LIVE: Final = "live"
 """The channel of the service's own counters."""
 
-DEMO: Final = "demo:"
+DEMO: Final = ("demo:lobby", "demo:pier", "demo:beach")
+"""The channels of guests. They are a few, so that what they keep is little beside what others keep."""
+
+GUEST_MESSAGE_LIMIT: Final = 4_096
+"""Bytes of a guest's message."""
+
 OWN: Final = "user:"
 MOST_MESSAGES: Final = 1_000
 """Of a channel's history, in one answer."""
 
 LONGEST_LABEL: Final = 64
+SHOWN_WITHIN: Final = 50
+"""Levels that a message must bear around it: it is shown within others, and what nests 255 deep cannot be written."""
+
+OF_THE_STREAM: Final = frozenset({"error", "message", "missed", "open"})
+"""Events that a browser's `EventSource`, or the stream itself, has already. Another's would be taken for these."""
 
 Action = Literal["subscribe", "publish", "history"]
 
@@ -124,11 +136,17 @@ def _label_fault(value: str) -> str | None:
     return None if fits else f"must be at most {LONGEST_LABEL} printable characters"
 
 
+def _event_fault(value: str) -> str | None:
+    if value in OF_THE_STREAM:
+        return f"must be none of {', '.join(sorted(OF_THE_STREAM))}: event streams have these themselves"
+    return _label_fault(value)
+
+
 def _anything(_: str) -> None:
     """It has been looked at before."""
 
 
-PUBLICATION: Final[Mapping[str, Fault]] = {"data": _anything, "event": _label_fault, "key": _label_fault}
+PUBLICATION: Final[Mapping[str, Fault]] = {"data": _anything, "event": _event_fault, "key": _label_fault}
 HEADING: Final[Mapping[str, Fault]] = {"type": _anything, "id": _anything}
 RULES: Final[Mapping[str, tuple[Mapping[str, Fault], tuple[str, ...]]]] = {
     "subscribe": (
@@ -191,12 +209,16 @@ def _wrong(pointer: str, reason: str) -> ValidationFailed:
 
 
 def envelope(sender: str, data: Any) -> str:
-    """`data` of `sender` as it is published. Raises `ValidationFailed` for what is no JSON."""
+    """`data` of `sender` as it is published. Raises `ValidationFailed` for what is no JSON, and for what nests too deeply to be
+    shown."""
+    document: Any = {"from": sender, "data": data}
+    for _ in range(SHOWN_WITHIN):
+        document = [document]
     try:
-        return orjson.dumps({"from": sender, "data": data}).decode()
+        return orjson.dumps(document)[SHOWN_WITHIN:-SHOWN_WITHIN].decode()
     except orjson.JSONEncodeError:
         raise _wrong(
-            "/data", "must be JSON: whole characters, whole numbers of 64 bits, nested less than 250 deep"
+            "/data", "must be JSON: whole characters, whole numbers of 64 bits, nested less than 200 deep"
         ) from None
 
 
@@ -227,11 +249,13 @@ def _opened(stored: str | bytes) -> tuple[str | None, Any]:
 
 
 class ChannelService:
-    """Channels, as far as somebody may use them. `message_limit` is in bytes of a message as it is published."""
+    """Channels, as far as somebody may use them. `message_limit` is in bytes of a message as it is published; `guests` is how
+    often each guest may publish."""
 
-    def __init__(self, channels: Channels, *, message_limit: int) -> None:
+    def __init__(self, channels: Channels, *, message_limit: int, guests: Limiter | None = None) -> None:
         self._channels = channels
         self._message_limit = message_limit
+        self._guests = guests
 
     def check(self, who: Participant, channel: str, action: Action) -> None:
         """Raise `Forbidden` where `who` may not do that with `channel`."""
@@ -242,16 +266,24 @@ class ChannelService:
             owner = channel.removeprefix(OWN).partition(":")[0]
             if who.caller is None or not (who.is_admin or owner == str(who.caller.user_id)):
                 raise Forbidden("This channel is another user's.")
-        elif who.is_guest and not channel.startswith(DEMO):
-            raise Forbidden(f"Guests use channels that begin with {DEMO}, and hear {LIVE}. Sign in for the others.")
+        elif who.is_guest and channel not in DEMO:
+            raise Forbidden(f"Guests use {', '.join(DEMO)}, and hear {LIVE}. Sign in for the others.")
 
     def publish(self, who: Participant, channel: str, publication: Publication) -> Position:
-        """Have everybody hear it, and return where it stands. Raises `Forbidden`, `ValidationFailed`, `PayloadTooLarge`, and
-        `ChannelsUnavailable` when it can be neither carried nor kept."""
+        """Have everybody hear it, and return where it stands. Raises `Forbidden`, `ValidationFailed`, `PayloadTooLarge`,
+        `TooManyRequests` for a guest who says too much, and `ChannelsUnavailable` when it can be neither carried nor kept."""
         self.check(who, channel, "publish")
         text = envelope(who.name, publication.data)
-        if len(text.encode()) > self._message_limit:
-            raise PayloadTooLarge(f"A message may hold at most {self._message_limit} bytes.")
+        limit = min(self._message_limit, GUEST_MESSAGE_LIMIT) if who.is_guest else self._message_limit
+        if len(text.encode()) > limit:
+            whose = "A guest's message" if who.is_guest else "A message"
+            raise PayloadTooLarge(f"{whose} may hold at most {limit} bytes.")
+        if who.is_guest and self._guests is not None:
+            decision = self._guests.try_acquire(who.name)
+            if not decision.allowed:
+                raise TooManyRequests(
+                    "Guests may not say more at the moment. Wait a little.", retry_after=decision.retry_after
+                )
         with translated():
             return self._channels.publish(channel, text, event=publication.event, key=publication.key)
 

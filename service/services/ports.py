@@ -13,10 +13,13 @@ __all__ = [
     "Backend",
     "BackendResponse",
     "Channels",
+    "Decision",
+    "Limiter",
     "PasswordHasher",
     "TicketSigner",
     "TokenSigner",
     "UserRepository",
+    "Users",
 ]
 
 
@@ -44,6 +47,13 @@ class UserRepository(Protocol):
     def remove(self, user_id: int, version: int | None) -> bool:
         """Delete the user under the same version rule. False when there is no such user; raises `Conflict` for the last
         admin."""
+
+
+class Users(Protocol):
+    """Who is a user at present."""
+
+    def present(self, who: Participant) -> Participant:
+        """`who`, with the role that they have now. Raises `Unauthenticated` when they are a user who is gone."""
 
 
 class PasswordHasher(Protocol):
@@ -80,6 +90,22 @@ class Backend(Protocol):
 
         Raises `CircuitIsOpen`, `BackendFailed`, `BackendTimedOut` or `BackendSaturated`.
         """
+
+
+class Decision(Protocol):
+    """Whether somebody may, and else after how many seconds (None: never)."""
+
+    @property
+    def allowed(self) -> bool: ...
+    @property
+    def retry_after(self) -> float | None: ...
+
+
+class Limiter(Protocol):
+    """A rate limit."""
+
+    def try_acquire(self, key: str) -> Decision:
+        """Take one from the bucket of `key`, if it holds one."""
 
 
 class TicketSigner(Protocol):

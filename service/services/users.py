@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from service.errors import Forbidden, NotFound, Unauthenticated
-from service.model import Caller, Page, Role, User
+from service.model import Caller, Page, Participant, Role, User
 from service.services.members import Fault, check_members
 from service.services.ports import PasswordHasher, UserRepository
 
@@ -117,6 +117,8 @@ class UserService:
     A write looks its caller up again, so a removed user or a lost role counts at once. A read believes the token: a
     removed user may go on reading until the token expires. That is the price of reads that cost one query; a shorter
     token lifetime lowers it. For the same reason a changed password ends no session before its token expires.
+
+    Who opens a connection that stays is looked up as well (`present`): that is rare, and lasts.
     """
 
     def __init__(self, users: UserRepository, hasher: PasswordHasher) -> None:
@@ -129,6 +131,20 @@ class UserService:
         if user is None:
             raise _no_such_user(user_id)
         return user
+
+    def role(self, user_id: int) -> Role | None:
+        """The role that the user has now; None when there is no such user."""
+        user = self._users.get(user_id)
+        return None if user is None else user.role
+
+    def present(self, who: Participant) -> Participant:
+        """`who`, with the role of now instead of that of their token or ticket. A guest is who they are.
+
+        Raises `Unauthenticated` when they are a user who is gone.
+        """
+        if who.caller is None:
+            return who
+        return replace(who, caller=Caller(who.caller.user_id, self._acting(who.caller).role))
 
     def page(self, *, after: int, size: int) -> Page:
         """Up to `size` users (1 to `LARGEST_PAGE`) that follow the one with the id `after`; 0 starts at the first."""

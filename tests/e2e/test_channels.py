@@ -123,9 +123,9 @@ def test_what_is_published_on_one_worker_is_heard_on_both_in_order(service: Runn
     with contextlib.ExitStack() as stack:
         clients = on_each_worker(service, stack)
         for client in clients:
-            assert "subscribed" == said(client, type="subscribe", channel="demo:order")["type"]
+            assert "subscribed" == said(client, type="subscribe", channel="demo:pier")["type"]
         for number in range(15):
-            clients[number % 2].send(json.dumps({"type": "publish", "channel": "demo:order", "data": number}))
+            clients[number % 2].send(json.dumps({"type": "publish", "channel": "demo:pier", "data": number}))
         for client in clients:
             messages = [heard(client) for _ in range(15 + (8 if client is clients[0] else 7))]
             numbers = [each for each in messages if each["type"] == "message"]
@@ -184,6 +184,9 @@ def test_a_long_poll_is_answered_by_the_next_message(service: RunningService, ro
         time.sleep(REQUEST_TIMEOUT + 0.2)  # longer than a request may take
         second = service.post_json("/api/v1/channels/polled/messages", {"data": 2}, root).json["position"]
         answer = json.loads(connection.getresponse().read())
+    assert [("polled", "user-1", 2)] == [
+        tuple(each[name] for name in ("channel", "from", "data")) for each in answer["messages"]
+    ]
     assert ([second], second, True) == (
         [each["position"] for each in answer["messages"]],
         answer["position"],
@@ -218,8 +221,8 @@ def test_a_message_that_is_too_large_is_refused_and_one_beyond_every_limit_ends_
 ) -> None:
     with opened(service, f"?ticket={ticket(service)}") as client:
         heard(client)
-        assert 10007 == said(client, type="publish", channel="demo:large", data="x" * 65_530)["code"]
-        client.send(json.dumps({"type": "publish", "channel": "demo:large", "data": "x" * 80_000}))
+        assert 10007 == said(client, type="publish", channel="demo:lobby", data="x" * 65_530)["code"]
+        client.send(json.dumps({"type": "publish", "channel": "demo:lobby", "data": "x" * 80_000}))
         assert 1009 == ending_of(client)[0]
 
 
@@ -227,32 +230,63 @@ def test_an_operator_sends_away_whom_they_choose_on_every_worker(service: Runnin
     with contextlib.ExitStack() as stack:
         clients = on_each_worker(service, stack)
         for client in clients:
-            said(client, type="subscribe", channel="demo:kicked")
-        listed = service.get("/admin/connections?channel=demo:kicked", ADMIN, admin=True).json
+            said(client, type="subscribe", channel="demo:beach")
+        listed = service.get("/admin/connections?channel=demo:beach", ADMIN, admin=True).json
         assert (2, sorted(service.workers), []) == (
             listed["total"],
             sorted(each["worker"] for each in listed["connections"]),
             listed["unreached"],
         )
         counts = service.get("/admin/connections/counts", ADMIN, admin=True).json
-        assert 2 == counts["channels"]["demo:kicked"]
-        body = {"channel": "demo:kicked", "code": 4001, "reason": "enough"}
+        assert 2 == counts["channels"]["demo:beach"]
+        body = {"channel": "demo:beach", "code": 4001, "reason": "enough"}
         assert 2 == service.post_json("/admin/connections/kick", body, ADMIN, admin=True).json["kicked"]
         assert [(4001, "enough")] * 2 == [ending_of(client) for client in clients]
     (entry, *_) = service.get("/admin/audit", ADMIN, admin=True).json["entries"]
     if entry["action"] == "kick":  # each worker remembers what it was asked itself
-        assert "connections channel demo:kicked" == entry["target"]
+        assert "connections channel demo:beach" == entry["target"]
 
 
-def test_a_user_who_is_removed_loses_their_connections(service: RunningService, root: Mapping[str, str]) -> None:
-    person = {"name": "eve", "email": "eve@example.org", "role": "member", "password": "correct horse battery"}
-    user = service.post_json("/api/v1/users", person, root).json["id"]
-    credentials = {"username": "eve", "password": "correct horse battery"}
+def person(service: RunningService, root: Mapping[str, str], name: str, role: str) -> tuple[int, dict[str, str]]:
+    """A new user, and the fields that sign them in."""
+    members = {"name": name, "email": f"{name}@example.org", "role": role, "password": "correct horse battery"}
+    number = service.post_json("/api/v1/users", members, root).json["id"]
+    credentials = {"username": name, "password": "correct horse battery"}
     token = service.post_json("/api/v1/auth/token", credentials).json["access_token"]
-    with opened(service, additional_headers={"Authorization": f"Bearer {token}"}) as client:
+    return number, {"Authorization": f"Bearer {token}"}
+
+
+def test_a_user_who_is_removed_loses_their_connections_and_opens_no_more(
+    service: RunningService, root: Mapping[str, str]
+) -> None:
+    user, fields = person(service, root, "eve", "member")
+    before = ticket(service, fields)
+    with opened(service, additional_headers=fields) as client:
         assert f"user-{user}" == heard(client)["user"]
         assert 204 == service.request("DELETE", f"/api/v1/users/{user}", headers={**root, "If-Match": "*"}).status
         assert (1008, "the user is gone") == ending_of(client)
+    for query, options in (("", {"additional_headers": fields}), (f"?ticket={before}", {})):
+        with pytest.raises(InvalidStatus) as caught:
+            opened(service, query, **options)
+        assert 401 == caught.value.response.status_code
+    assert 401 == service.request("POST", "/api/v1/tickets", headers=fields).status
+    assert 401 == service.get("/events/live", fields).status
+
+
+def test_an_admin_who_is_one_no_longer_hears_what_is_others_no_longer(
+    service: RunningService, root: Mapping[str, str]
+) -> None:
+    user, fields = person(service, root, "max", "admin")
+    with opened(service, additional_headers=fields) as client:
+        heard(client)
+        assert "subscribed" == said(client, type="subscribe", channel="user:1")["type"]
+        patch = {**root, "If-Match": "*", "Content-Type": "application/json"}
+        answer = service.request("PATCH", f"/api/v1/users/{user}", b'{"role": "member"}', headers=patch)
+        assert 200 == answer.status
+        assert (1008, "the role of the user has changed") == ending_of(client)
+    with opened(service, additional_headers=fields) as client:
+        heard(client)
+        assert 10004 == said(client, type="subscribe", channel="user:1")["code"]
 
 
 def test_the_log_tells_of_a_connection_when_it_begins_and_when_it_ends(service: RunningService) -> None:

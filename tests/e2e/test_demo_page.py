@@ -119,6 +119,8 @@ def test_a_newcomer_sees_what_was_said_before(run: Launched, browser: Browser, c
     first.context.close()
     later = visit(run, browser, complaints, "Carl")
     said(later, "before you came")
+    expect(later.locator("#log")).to_contain_text("connected to worker")
+    expect(later.locator("#log")).not_to_contain_text("missed")
     later.context.close()
 
 
@@ -160,6 +162,27 @@ def test_who_is_kicked_is_told_and_does_not_come_back(run: Launched, anna: Page)
     assert 1 <= answer.document["kicked"]
     expect(anna.locator("#connection")).to_have_text("Closed", timeout=PATIENCE)
     expect(anna.locator("#log")).to_contain_text("1008, enough")
+    expect(anna.get_by_role("button", name="Send")).to_be_disabled()
+    expect(anna.get_by_role("button", name="Cut it for 5 seconds")).to_be_disabled()
+    expect(anna.locator("#say-problem")).to_contain_text("load the page again")
+
+
+def test_whatever_somebody_publishes_is_text_on_every_page(anna: Page, ben: Page) -> None:
+    for data in (
+        {"text": {"toString": 5, "valueOf": 5}},
+        {"text": " "},
+        {"other": 1},
+        None,
+        [1],
+        "a" + "\n" * 250 + "b",
+        "plain",
+    ):
+        anna.evaluate("(data) => send({ type: 'publish', channel: CHANNEL, data })", data)
+    last = ben.get_by_role("log").get_by_role("listitem").last
+    expect(last).to_contain_text("plain", timeout=PATIENCE)
+    expected = ['{"text":{"toString":5,"valueOf":5}}', "(nothing)", '{"other":1}', "null", "[1]"]
+    assert expected == texts(ben)[-7:-2]
+    assert texts(ben)[-2].count("\n") < 8
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])

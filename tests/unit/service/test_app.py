@@ -11,12 +11,14 @@ import flask
 import pytest
 from structlog.testing import capture_logs
 
+from longconn.channels.errors import ChannelsUnavailable
 from resilience import open_storage
 from resilience.storage.state_address import open_state_storage
 from service import wiring
-from service.app import Service, create_app
+from service.app import Service, create_app, send_away
 from service.lifecycle import Lifecycle
 from service.routes.access import public
+from service.services.channels import DEMO
 from service.settings import Settings, SettingsError
 from service.wiring import build_parts
 from tests.support.database import settings_for
@@ -340,3 +342,23 @@ def test_nobody_is_redirected_to_a_host_that_the_caller_named() -> None:
     app.add_url_rule("/a/b", view_func=lambda: "found")
     answer = app.test_client().get("/a//b", headers={"Host": "evil.example"})
     assert (404, None) == (answer.status_code, answer.headers.get("Location"))
+
+
+def test_what_guests_say_fills_little_of_what_is_kept(tmp_path: Path, lifecycle: Lifecycle) -> None:
+    settings = settings_for(f"sqlite:///{tmp_path / 'service.db'}")
+    channels = build_parts(settings, lifecycle=lifecycle).channels
+    kept = {name: channels.limits(name).size for name in (*DEMO, "orders")}
+    assert kept == {**dict.fromkeys(DEMO, 262_144), "orders": 1_048_576}
+
+
+def test_who_was_on_the_way_in_when_their_standing_changed_is_sent_away_too() -> None:
+    done: list[object] = []
+
+    class Connections:
+        def kick(self, *, user: str, reason: str) -> None:
+            done.append((user, reason))
+            raise ChannelsUnavailable("full")
+
+    roster: Any = Connections()
+    send_away(roster, "the user is gone", 7, sleep=done.append)
+    assert [0.0, ("user-7", "the user is gone"), 3.0, ("user-7", "the user is gone")] == done

@@ -67,6 +67,8 @@ def test_a_view_may_accept_several_types() -> None:
         (b'{"a": {"b": 1, "b": 1}}', "gives a name twice"),
         (b'{"a": NaN}', "holds NaN"),
         (b'{"a": -Infinity}', "holds -Infinity"),
+        (b'{"a": 1e999}', "holds a number beyond"),
+        (b'{"a": [-1e400]}', "holds a number beyond"),
         (b'{"a": "\\ud800"}', "half of a surrogate pair"),
         (b'{"\\udfff": 1}', "half of a surrogate pair"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nests too deeply"),

@@ -19,9 +19,10 @@ from service.routes.channels import create_channels_blueprint
 from service.routes.credentials import Credentials
 from service.security.tickets import SpentInMemory, TicketSigner
 from service.security.tokens import TokenSigner
-from service.services.channels import ChannelService
+from service.services.channels import ChannelService, describe
 from tests.support.channels import HeldChannels
 from tests.support.edge import serve
+from tests.support.users import Everybody
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 NOW = datetime.now(UTC)
@@ -59,7 +60,7 @@ def client(channels: HeldChannels, calls: list[Any], failures: list[Exception]) 
         return flask.Response("stream")
 
     app = serve([Recovery(), Authentication(TOKENS)])
-    service, credentials = ChannelService(channels, message_limit=1000), Credentials(TOKENS, TICKETS)
+    service, credentials = ChannelService(channels, message_limit=1000), Credentials(TOKENS, TICKETS, Everybody())
     app.register_blueprint(create_channels_blueprint(service, credentials, event_stream=called, long_poll=called))
     return app.test_client()
 
@@ -180,3 +181,9 @@ def test_a_long_poll_waits_as_long_as_asked(client: FlaskClient, calls: list[Any
     client.get("/api/v1/channels/orders/messages?since=5-1&wait=2.5", headers=signed_in())
     client.get("/api/v1/channels/orders/messages", headers=signed_in())
     assert [(Position(5, 1), 2.5), (None, 25.0)] == [(options["since"], options["wait"]) for _, options in calls]
+
+
+def test_a_long_poll_shows_messages_as_everything_else_does(client: FlaskClient, calls: list[Any]) -> None:
+    client.get("/api/v1/channels/orders/messages", headers=signed_in())
+    ((_, options),) = calls
+    assert describe is options["describe"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,11 +15,14 @@ from service.model import Caller, Participant, User
 from service.routes.credentials import Credentials
 from service.security.tickets import SpentInMemory, TicketSigner
 from service.security.tokens import LEEWAY, TokenSigner
+from service.services.ports import Users
+from tests.support.users import Everybody
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 NOW = datetime.now(UTC)
 TOKENS = TokenSigner(SECRET, lifetime=600)
 TICKETS = TicketSigner(SECRET, lifetime=30, spent=SpentInMemory())
+EVERYBODY = Everybody()
 
 
 def token_of(number: int) -> str:
@@ -31,9 +35,13 @@ def ticket_of(number: int) -> str:
 
 
 def who(path: str = "/ws", **headers: str) -> Participant:
+    return who_among(EVERYBODY, path, headers)
+
+
+def who_among(users: Users, path: str, headers: Mapping[str, str]) -> Participant:
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     with flask.Flask("test").test_request_context(path, headers=fields):
-        return Credentials(TOKENS, TICKETS).participant(flask.request)
+        return Credentials(TOKENS, TICKETS, users).participant(flask.request)
 
 
 @pytest.mark.parametrize(
@@ -121,5 +129,26 @@ def test_a_connection_comes_from_where_trusted_proxies_say(trusted: int, forward
         "/ws", headers=headers, environ_overrides={"REMOTE_ADDR": "10.0.0.1"}
     )
     with context:
-        Credentials(TOKENS, TICKETS, trusted_proxies=trusted).participant(flask.request)
+        Credentials(TOKENS, TICKETS, Everybody(), trusted_proxies=trusted).participant(flask.request)
         assert address == flask.request.remote_addr
+
+
+def ways_of(number: int) -> list[tuple[str, dict[str, str]]]:
+    token = token_of(number)
+    return [
+        ("/ws", {"Authorization": f"Bearer {token}"}),
+        (f"/ws?ticket={ticket_of(number)}", {}),
+        ("/ws", {"Sec_WebSocket_Protocol": f"bearer.{token}"}),
+        ("/ws", {"Cookie": f"seawall_token={token}"}),
+    ]
+
+
+def test_a_user_who_is_gone_is_not_let_in_whatever_they_show() -> None:
+    for path, fields in ways_of(7):
+        with pytest.raises(Unauthenticated, match="is gone"):
+            who_among(Everybody({7: None}), path, fields)
+
+
+def test_a_user_has_the_role_of_now_and_not_that_of_their_token() -> None:
+    found = [who_among(Everybody({7: "admin"}), path, fields) for path, fields in ways_of(7)]
+    assert [Caller(7, "admin")] * 4 == [each.caller for each in found]

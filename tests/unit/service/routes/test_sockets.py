@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from longconn.channels.errors import ChannelsUnavailable
 from longconn.channels.ports import History, Message, Position
+from longconn.core.frames import CloseCode
 from longconn.errors import ConnectionClosed
 from longconn.identity import Identity
 from service import logs
@@ -65,7 +66,7 @@ def channels() -> HeldChannels:
 @pytest.fixture
 def socket(channels: HeldChannels) -> ChannelSocket:
     nobody: Any = None
-    return ChannelSocket(ChannelService(channels, message_limit=1000), Credentials(nobody, nobody))
+    return ChannelSocket(ChannelService(channels, message_limit=1000), Credentials(nobody, nobody, nobody))
 
 
 @pytest.fixture
@@ -169,6 +170,10 @@ def test_who_leaves_a_channel_is_told(socket: ChannelSocket, conn: Connection) -
         ({"type": "dance"}, 10001, 400, "/type must be one of"),
         ({"type": "ping", "id": {}}, 10001, 400, "/id must be"),
         ({"type": "ping", "id": "x" * 65}, 10001, 400, "/id must be"),
+        ({"type": "ping", "id": 2**53}, 10001, 400, "/id must be"),
+        ({"type": "ping", "id": -(10**23)}, 10001, 400, "/id must be"),
+        ('{"type": "publish", "channel": "orders", "data": 1e999}', 10001, 400, "a number beyond"),
+        ({"type": "publish", "channel": "orders", "data": 1, "event": "missed"}, 10001, 400, "/event must be none of"),
         ({"type": "subscribe", "channel": "user:8"}, 10004, 403, "another user's"),
         ({"type": "publish", "channel": "live", "data": 1}, 10004, 403, "Only the service"),
         ({"type": "publish", "channel": "orders", "data": "x" * 1000}, 10007, 413, "at most 1000 bytes"),
@@ -239,9 +244,10 @@ def test_who_missed_something_for_good_is_told(socket: ChannelSocket, conn: Conn
 def test_the_end_of_a_connection_is_a_line_in_the_log(socket: ChannelSocket, conn: Connection) -> None:
     logs.configure(level="info")
     with capture_logs() as logged:
-        socket.close(conn, 1001, "")
+        socket.close(conn, CloseCode.GOING_AWAY, "")
     (line,) = logged
     assert ("connection ended", "websocket", "w1-5", "user-7", "/ws", "192.0.2.1", 1001, None) == tuple(
         line[name] for name in ("event", "kind", "connection", "user", "path", "client", "code", "reason")
     )
     assert line["seconds"] > 0
+    assert "1001" == repr(line["code"])  # a person reads the console

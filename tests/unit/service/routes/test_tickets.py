@@ -14,7 +14,9 @@ from service.model import Caller, User
 from service.routes.tickets import create_tickets_blueprint
 from service.security.tickets import SpentInMemory, TicketSigner
 from service.security.tokens import TokenSigner
+from service.services.ports import Users
 from tests.support.edge import serve
+from tests.support.users import Everybody
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 NOW = datetime.now(UTC)
@@ -24,9 +26,9 @@ TICKETS = TicketSigner(SECRET, lifetime=30, spent=SpentInMemory())
 SIGNED_IN = {"Authorization": f"Bearer {TOKENS.issue(ANN)[0]}"}
 
 
-def client(*, guests: bool = True) -> FlaskClient:
+def client(users: Users | None = None, *, guests: bool = True) -> FlaskClient:
     app = serve([Recovery(), Authentication(TOKENS)])
-    app.register_blueprint(create_tickets_blueprint(TICKETS, TOKENS, guests=guests))
+    app.register_blueprint(create_tickets_blueprint(TICKETS, TOKENS, users or Everybody(), guests=guests))
     return app.test_client()
 
 
@@ -69,3 +71,13 @@ def test_a_wrong_token_makes_nobody_a_guest() -> None:
 def test_a_visitor_is_something_that_nobody_else_guesses(visitor: object) -> None:
     response = ask(client(), {"visitor": visitor})
     assert (400, ["/visitor"]) == (response.status_code, [each["pointer"] for each in response.get_json()["errors"]])
+
+
+def test_a_user_who_is_gone_gets_no_ticket() -> None:
+    response = client(Everybody({7: None})).post("/api/v1/tickets", headers=SIGNED_IN)
+    assert (401, 10003) == (response.status_code, response.get_json()["code"])
+
+
+def test_a_ticket_says_the_role_of_now() -> None:
+    response = client(Everybody({7: "member"})).post("/api/v1/tickets", headers=SIGNED_IN)
+    assert Caller(7, "member") == TICKETS.redeem(response.get_json()["ticket"]).caller

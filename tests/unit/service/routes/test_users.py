@@ -43,8 +43,16 @@ def removed() -> list[int]:
 
 
 @pytest.fixture
-def app(users: SqlUserRepository, hasher: PasswordHasher, removed: list[int]) -> flask.Flask:
-    return application(create_users_blueprint(UserService(users, hasher), on_removed=removed.append))
+def changed() -> list[int]:
+    """The users of whom it was told that they have another role."""
+    return []
+
+
+@pytest.fixture
+def app(users: SqlUserRepository, hasher: PasswordHasher, removed: list[int], changed: list[int]) -> flask.Flask:
+    return application(
+        create_users_blueprint(UserService(users, hasher), on_removed=removed.append, on_role_changed=changed.append)
+    )
 
 
 @pytest.fixture
@@ -267,3 +275,16 @@ def test_the_last_admin_stays(client: FlaskClient, ann: User) -> None:
 
 def test_no_view_is_public(app: flask.Flask) -> None:
     assert not any(getattr(view, "is_public", False) for view in app.view_functions.values())
+
+
+def test_whoever_wants_to_know_hears_whose_role_is_another(
+    client: FlaskClient, ann: User, ben: User, changed: list[int]
+) -> None:
+    def patch(**members: str) -> int:
+        path, headers = f"{USERS}/{ben.id}", fields(ann, If_Match="*")
+        return client.patch(path, json=members, headers=headers).status_code
+
+    assert [200, 200] == [patch(name="Benjamin"), patch(role="member")]
+    assert [] == changed  # it is the one that he had
+    assert 200 == patch(role="admin")
+    assert [ben.id] == changed

@@ -65,6 +65,29 @@ def test_a_ticket_holds_once(clock: Clock, spent: SpentTickets) -> None:
     assert "The ticket has been used." in refusal(tickets, ticket)
 
 
+def test_a_ticket_of_before_the_start_does_not_hold_since_nobody_knows_whether_it_was_used(
+    clock: Clock, tmp_path: Path
+) -> None:
+    ticket, _ = signer(clock, SpentInFolder(tmp_path / "before", now=clock)).issue(ANN)
+    clock.now += 5
+    for spent in (SpentInMemory(now=clock), SpentInFolder(tmp_path / "after", now=clock)):
+        restarted = signer(clock, spent)
+        assert "from before the service started" in refusal(restarted, ticket)
+        assert ANN == restarted.redeem(restarted.issue(ANN)[0])
+
+
+def test_a_worker_that_comes_later_takes_tickets_of_those_before_it(clock: Clock, tmp_path: Path) -> None:
+    ticket, _ = signer(clock, SpentInFolder(tmp_path / "spent", now=clock)).issue(ANN)
+    clock.now += 5
+    assert ANN == signer(clock, SpentInFolder(tmp_path / "spent", now=clock)).redeem(ticket)
+
+
+def test_where_nobody_can_tell_since_when_tickets_are_known_none_is_issued(clock: Clock, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Overloaded, match="out of order"):
+        signer(clock, SpentInFolder(tmp_path / "file" / "spent", now=clock)).issue(ANN)
+
+
 def test_two_tickets_of_one_caller_hold_each(clock: Clock, spent: SpentTickets) -> None:
     tickets = signer(clock, spent)
     assert [ANN, ANN] == [tickets.redeem(tickets.issue(ANN)[0]) for _ in range(2)]
@@ -134,7 +157,7 @@ def test_tickets_that_ended_a_while_ago_leave_nothing_behind(tmp_path: Path, clo
     clock.now += 200
     assert spent.spend("late", clock.now + 30)
     assert ["late"] == [path.name for path in (tmp_path / "spent").glob("*/*")]
-    assert 1 == len(list((tmp_path / "spent").iterdir()))
+    assert 1 == len(list((tmp_path / "spent").iterdir()))  # nobody asked since when it knows
     assert not spent.spend("late", clock.now + 30)
 
 

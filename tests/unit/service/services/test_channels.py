@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any, get_args
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
@@ -17,8 +18,9 @@ from longconn.channels.errors import (
     PositionError,
 )
 from longconn.channels.ports import Message, Position
+from resilience import RateLimiter, open_storage
 from service import errors
-from service.errors import Forbidden, PayloadTooLarge, ServiceError, ValidationFailed
+from service.errors import Forbidden, PayloadTooLarge, ServiceError, TooManyRequests, ValidationFailed
 from service.model import Caller, Participant
 from service.services.channels import (
     Action,
@@ -78,6 +80,9 @@ ALL = {"subscribe", "publish", "history"}
     [
         ("live", {"subscribe", "history"}, {"subscribe", "history"}, {"subscribe", "history"}),
         ("demo:lobby", ALL, ALL, ALL),
+        ("demo:beach", ALL, ALL, ALL),
+        ("demo:mine", set(), ALL, ALL),
+        ("demo:", set(), ALL, ALL),
         ("user:7", set(), ALL, ALL),
         ("user:7:inbox", set(), ALL, ALL),
         ("user:", set(), set(), ALL),
@@ -109,11 +114,57 @@ def test_what_is_published_says_who_did_it() -> None:
 
 def test_a_publisher_cannot_say_to_be_another() -> None:
     channels = HeldChannels()
-    service(channels).publish(GUEST, "demo:x", Publication({"from": "user-1", "data": "hello"}))
+    service(channels).publish(GUEST, "demo:lobby", Publication({"from": "user-1", "data": "hello"}))
     assert ("guest-x", {"from": "user-1", "data": "hello"}) == (
         describe(channels.messages[0])["from"],
         describe(channels.messages[0])["data"],
     )
+
+
+def test_a_guests_message_is_small() -> None:
+    channels = service(limit=65_536)
+    channels.publish(GUEST, "demo:lobby", Publication("x" * 4_000))
+    channels.publish(ANN, "demo:lobby", Publication("x" * 4_096))
+    with pytest.raises(PayloadTooLarge, match="A guest's message may hold at most 4096 bytes"):
+        channels.publish(GUEST, "demo:lobby", Publication("x" * 4_096))
+
+
+def test_a_guest_says_so_much_at_a_time_and_others_as_much_as_they_like() -> None:
+    limiter = RateLimiter("1/minute", burst=3, name="guests", storage=open_storage("memory://"))
+    channels = ChannelService(HeldChannels(), message_limit=100, guests=limiter)
+    for _ in range(3):
+        channels.publish(GUEST, "demo:lobby", Publication(1))
+    with pytest.raises(TooManyRequests) as caught:
+        channels.publish(GUEST, "demo:lobby", Publication(1))
+    assert 0 < (caught.value.retry_after or 0) <= 60
+    for _ in range(5):
+        channels.publish(ANN, "demo:lobby", Publication(1))
+    channels.publish(Participant("guest-y"), "demo:lobby", Publication(1))
+
+
+def nested(levels: int) -> object:
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_what_was_published_can_be_shown_within_others_however_deep_it_is() -> None:
+    channels = HeldChannels()
+    rules = service(channels, limit=10_000)
+    rules.publish(ANN, "orders", Publication(nested(199)))
+    for levels in (*range(206, 260), 10_000):
+        with pytest.raises(ValidationFailed, match="nested less than 200 deep"):
+            rules.publish(ANN, "orders", Publication(nested(levels)))
+    (deepest,) = channels.messages
+    shown = orjson.loads(orjson.dumps({"messages": [[[[describe(deepest)]]]]}))
+    assert nested(199) == shown["messages"][0][0][0][0]["data"]
+
+
+@pytest.mark.parametrize("event", ["error", "message", "missed", "open"])
+def test_nobody_publishes_what_a_stream_says_itself(event: str) -> None:
+    with pytest.raises(ValidationFailed, match="/event must be none of"):
+        parse_publication({"data": 1, "event": event})
 
 
 def test_nobody_publishes_where_they_may_not() -> None:

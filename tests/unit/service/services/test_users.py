@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 
 from service.data.users import SqlUserRepository
 from service.errors import Conflict, Forbidden, NotFound, PreconditionFailed, Unauthenticated, ValidationFailed
-from service.model import Caller, Page, User
+from service.model import Caller, Page, Participant, User
 from service.security.passwords import PasswordHasher
 from service.services.users import (
     NewUser,
@@ -319,3 +319,18 @@ def test_passwords_have_a_length(length: int, fits: bool) -> None:
 def test_there_are_two_roles(role: str) -> None:
     with pytest.raises(ValidationFailed, match="/role must be one of: member, admin"):
         parse_patch({"role": role})
+
+
+def test_who_opens_a_connection_is_who_they_are_now(service: UserService, ann: User, ben: User) -> None:
+    was = Participant(f"user-{ben.id}", caller(ben), token="t", expires_at=5.0)
+    assert was == service.present(was)
+    service.change(caller(ann), ben.id, None, UserChanges(role="admin"))
+    assert Participant(was.name, Caller(ben.id, "admin"), "t", 5.0) == service.present(was)
+    assert ("admin", None) == (service.role(ben.id), service.role(NOBODY))
+    service.remove(caller(ann), ben.id, None)
+    with pytest.raises(Unauthenticated, match="is gone"):
+        service.present(was)
+
+
+def test_a_guest_is_no_user_and_is_not_looked_for(service: UserService) -> None:
+    assert Participant("guest-x") == service.present(Participant("guest-x"))
