@@ -16,7 +16,7 @@ from longconn.http.farewell import Discarding
 from longconn.parking.connection import Connection
 from longconn.parking.lot import Listener
 from longconn.ports import Host
-from longconn.upgraded import UpgradedConnection
+from longconn.upgraded import upgraded_of
 
 __all__ = ["Drain"]
 
@@ -50,7 +50,6 @@ class Drain:
         worker.replaced = self._lot.replaced = worker.is_replaced()
         worker.row.values[scoreboard.SLOT_STATE] = scoreboard.DRAINING
         worker.serving.closing = True
-        worker.serving.upgrading.leaves_at = deadline
         self._call_hook("on_drain", worker)
         if self._settings.drain_delay and not worker.replaced:
             self._wait(worker.is_replaced, until=min(deadline, began + self._settings.drain_delay))
@@ -58,6 +57,8 @@ class Drain:
         if worker.replaced:
             # Until the next generation serves, nobody else would take who comes in.
             self._wait(worker.successors_serve, until=began + (deadline - began) / 2)
+        # Who comes later is told at once; who came before is told with all others.
+        worker.serving.upgrading.leaves_at = deadline
         public = [listener for listener in worker.acceptor.listeners if not listener.reserved]
         reserved = [listener for listener in worker.acceptor.listeners if listener.reserved]
         if worker.replaced:
@@ -67,6 +68,7 @@ class Drain:
             self._finish(public)
             self._call_hook("on_listening_closed", worker)
             self._finish(reserved)
+        self._finish_handlers()
         # What applications are told of connections that have ended.
         self._wait(lambda: not self._lot.errands, until=max(deadline, time.monotonic() + SHORTEST_HOOK))
         self._log.info("Worker %s has drained", worker.pid)
@@ -105,13 +107,24 @@ class Drain:
         self._log.warning("Graceful timeout: worker %s cuts %s connections", self._worker.pid, len(left))
         self._cut(left)
 
+    def _finish_handlers(self) -> None:
+        """Let what applications do for connections that have ended come to its end, too."""
+        lot = self._lot
+        if self._wait(lambda: not lot.busy_greenlets, until=self.deadline):
+            return
+        left = lot.busy_greenlets
+        self._log.warning("Graceful timeout: worker %s ends %s handlers", self._worker.pid, len(left))
+        gevent.killall(left, block=False)
+        gevent.sleep(POLL)
+
     def _tell(self, connection: Connection, linger: float) -> None:
         """Tell a connection that the worker leaves."""
         state = connection.state
         wheel = self._lot.wheel
         if state == State.UPGRADED:
-            if isinstance(connection.attached, UpgradedConnection):
-                connection.attached.drain(max(0.0, self.deadline - time.monotonic()))
+            upgraded = upgraded_of(connection)
+            if upgraded is not None:
+                upgraded.drain(max(0.0, self.deadline - time.monotonic()))
             elif connection.attached is GUNICORNS:
                 stop_reading(connection)
         elif state == State.RESPONDING and getattr(connection.attached, "answered", False):
@@ -125,12 +138,13 @@ class Drain:
     def _cut(self, connections: list[Connection]) -> None:
         lot = self._lot
         for connection in connections:
-            if isinstance(connection.attached, UpgradedConnection):
-                connection.attached.abandon()
+            upgraded = upgraded_of(connection)
+            if upgraded is not None:
+                upgraded.abandon()
         gevent.killall(lot.busy_greenlets, block=False)
         gevent.sleep(POLL)
         for connection in connections:
-            if connection.state == State.UPGRADED and isinstance(connection.attached, UpgradedConnection):
+            if connection.state == State.UPGRADED and upgraded_of(connection) is not None:
                 lot.close(connection, reasons.DRAIN)
             elif connection.state != State.CLOSED:
                 if connection.state in (State.READING_BODY, State.RESPONDING):

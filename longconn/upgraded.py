@@ -57,6 +57,7 @@ __all__ = [
     "lone_connections",
     "push_all",
     "upgraded_connections",
+    "upgraded_of",
 ]
 
 _CHANCE = random.SystemRandom()  # of its own: an application that seeds `random` would have all workers act in step
@@ -653,6 +654,13 @@ def upgraded_connections() -> list[UpgradedConnection]:
         if isinstance(connection.attached, UpgradedConnection)
     ]
     return [*parked, *lone_connections]
+
+
+def upgraded_of(connection: Connection) -> UpgradedConnection | None:
+    """What `connection` has become, also while the application that handed it over has not returned; the engine's."""
+    attached = connection.attached
+    upgraded = attached if isinstance(attached, UpgradedConnection) else getattr(attached, "upgraded", None)
+    return upgraded if isinstance(upgraded, UpgradedConnection) else None
 
 
 def hand_over(connection: Connection, endpoint: Endpoint) -> UpgradedConnection:

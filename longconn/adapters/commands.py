@@ -22,9 +22,9 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 from longconn.adapters import channels_of
-from longconn.channels.errors import ChannelError
 from longconn.channels.hub import Channels
 from longconn.channels.ports import Held, Message
+from longconn.errors import LongConnError
 
 __all__ = ["channels"]
 
@@ -55,7 +55,7 @@ def publish(channel: str, data: str, event: str, key: str, *, as_json: bool) -> 
     if as_json:
         try:
             content = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise click.UsageError(f"DATA is no JSON: {error}") from None
         if isinstance(content, str):
             # A text by itself would go as it is, without the quotes that make it JSON.
@@ -124,7 +124,7 @@ def _opened() -> Iterator[Channels]:
     hub = channels_of(current_app)
     try:
         yield hub
-    except ChannelError as error:
+    except LongConnError as error:  # of the settings, too
         raise click.ClickException(str(error)) from None
 
 

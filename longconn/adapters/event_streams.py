@@ -29,11 +29,11 @@ from longconn.channels.errors import ChannelError
 from longconn.channels.names import checked_name
 from longconn.channels.ports import History, Message, Position
 from longconn.identity import Identity
-from longconn.streaming.event_streams import EventStream
+from longconn.streaming.event_streams import EventStream, seconds_left
 from longconn.streaming.listening import stream
-from longconn.streaming.long_polls import LongPoll, document
+from longconn.streaming.long_polls import Describe, LongPoll, described, document
 from longconn.streaming.options import EventStreamOptions
-from longconn.streaming.positions import read_positions
+from longconn.streaming.positions import MOST_CHANNELS, read_positions
 from longconn.upgraded import HANDLED, About, UpgradedConnection
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def long_poll(
     most: int = 100,
     user: Any = None,
     identity: Identity | None = None,
+    describe: Describe | None = None,
     channels: Channels | None = None,
 ) -> flask.Response:
     """The answer to a client that asks for the messages of the channel `name` again and again.
@@ -107,7 +108,9 @@ def long_poll(
     It is JSON: `messages` (each with `position`, `data`, `event`, `key` and `at`, at most `most` of them), `position`, from
     which to ask next, and `complete`, which is false when messages before these are kept no longer. What there is after `since`
     (in the query, else the argument; None is from now on, "earliest" all that is kept) is answered at once. When there is
-    nothing, the answer waits for the first message, for `wait` seconds (in the query, else the argument, else 25; 300 at most).
+    nothing, the answer waits for the first message, for `wait` seconds (in the query, else the argument, else 25; 300 at most),
+    and no longer than its `identity` is good. `describe(message)` makes what stands in `messages` for a message: anything that
+    JSON has.
 
     Raises as `event_stream` does.
     """
@@ -117,10 +120,11 @@ def long_poll(
     asked = _checked(hub, (name,), user if identity is None else identity.user)
     position = _positions(asked, since)[0].get(name)
     seconds = _seconds(flask.request.args.get("wait"), 25.0 if wait is None else wait)
+    seconds = min(seconds, seconds_left(identity))
     found = _held(hub, name, position)
     if found.messages or not found.complete or seconds == 0:
-        return _answer(document(found, most))
-    endpoint = LongPoll(hub, name, seconds=seconds, most=most)
+        return _answer(document(found, most, describe or described))
+    endpoint = LongPoll(hub, name, seconds=seconds, most=most, describe=describe or described)
     return _Poll(endpoint, found.position if position is None else position, about=_about(user, identity))
 
 
@@ -146,6 +150,10 @@ def _checked(hub: Channels, names: tuple[str, ...], user: Any) -> tuple[str, ...
         raise TypeError("a stream has one channel at least: event_stream(channel)")
     with _for_flask():
         unique = tuple(dict.fromkeys([checked_name(name) for name in names]))
+        if len(unique) > MOST_CHANNELS:
+            raise BadRequest(
+                f"A stream has at most {MOST_CHANNELS} channels, and this one asks for {len(unique)}: open several streams."
+            )
         for name in unique:
             hub.may(user, name, "subscribe")
     return unique

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -98,8 +99,12 @@ def admit(answer: Any) -> tuple[Identity | None, Any]:
     """Who is at the other end, after what `authorize` has answered: an identity and a user.
 
     None and True let anybody in, False nobody (403). An `Identity` and a text name the user; anything else is the user.
-    Raises `Forbidden`.
+    Raises `Forbidden`, and `TypeError` for a coroutine: nobody has looked at the request yet.
     """
+    if inspect.isawaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError("authorize has answered a coroutine: declare it with `def`, not `async def`")
     if answer is None or answer is True:
         return None, None
     if answer is False:

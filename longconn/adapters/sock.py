@@ -28,9 +28,10 @@ from longconn.adapters import EXTENSION
 from longconn.adapters.handshakes import SwitchingProtocols, attuned, checked, explain_mismatches, open_handshake
 from longconn.adapters.transports import ask, bell_for, look_again
 from longconn.core.deflate import Deflation
+from longconn.core.frames import shortened
 from longconn.errors import ConnectionClosed, ConnectionOver, LongConnError
 from longconn.upgraded import UpgradedConnection
-from longconn.websocket.endpoint import WebSocketEndpoint
+from longconn.websocket.endpoint import WebSocketEndpoint, is_coroutine
 from longconn.websocket.options import WebSocketOptions
 
 __all__ = ["BlockingWebSocket", "ConnectionClosed", "ConnectionError", "Sock"]
@@ -86,6 +87,9 @@ class Sock:
         """
 
         def decorate(function: View) -> View:
+            if is_coroutine(function):
+                raise TypeError("a view of a WebSocket blocks, and is no coroutine: declare it with `def`")
+
             @functools.wraps(function)
             def view(*args: Any, **arguments: Any) -> Response:
                 return self._open(function, args, arguments)
@@ -279,19 +283,19 @@ class BlockingWebSocket:
             self._wait(left, self._has_news)
 
     def close(self, reason: int | None = None, message: str | None = None) -> None:
-        """Close it with a code (1000 when none is given) and a text. Does not wait for the client.
+        """Close it with a code (1000 when none is given) and a text, of which 123 bytes are sent. Does not wait for the client.
 
-        Raises `ConnectionClosed` when it is closed already.
+        Raises `ConnectionClosed` when it is closed already, and `ValueError` for a code that must not be sent.
         """
         self._check()
         self.end(reason or 1000, message or "")
 
     def end(self, code: int, reason: str = "") -> None:
         """As `close`, also when it has ended."""
-        self.ended(code, reason)
-        connection = self.connection
+        connection, reason = self.connection, shortened(reason)
         with contextlib.suppress(ConnectionOver, ConnectionClosed):
             ask(connection, lambda: connection.close(code, reason))
+        self.ended(code, reason)
 
     def _check(self) -> None:
         if not self.connected:

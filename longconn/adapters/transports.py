@@ -47,6 +47,8 @@ SOCKETS = ("gunicorn.socket", "werkzeug.socket")
 LONGEST_WAIT = 86_400.0
 
 _log = logging.getLogger("longconn")
+_Lock = gevent.monkey.get_original("_thread", "allocate_lock")
+"""The interpreter's own: one that gevent has patched does not wake a native thread that waits for it."""
 _thread_number = gevent.monkey.get_original("_thread", "get_ident")
 
 
@@ -192,8 +194,13 @@ class LoneWire:
     def write(self, subscribers: Sequence[Any], first: int, encoded: Any, message: Message, until: float) -> int:
         """Have all of them written to. `until` is of no use: nothing here takes long."""
         del until
+        size = len(message.data)
         for subscriber in subscribers[first:]:
-            subscriber.here(self._wire.write, (subscriber,), 0, encoded, message, inf)
+            lot = subscriber.connection.lot
+            if lot.is_here():
+                self._wire.write((subscriber,), 0, encoded, message, inf)
+            else:
+                lot.write_from_thread(subscriber, size, self._wire.write, (subscriber,), 0, encoded, message, inf)
         return len(subscribers)
 
     def missed(self, subscriber: Any, channel: str, position: Position) -> None:
@@ -260,6 +267,16 @@ class _LoneConnection(Connection):
         return sent
 
 
+class _Write:
+    """Something that another thread wants to be written, until that is done or given up."""
+
+    __slots__ = ("call", "size")
+
+    def __init__(self, size: int, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        self.size = size
+        self.call: tuple[Callable[..., object], tuple[Any, ...]] | None = function, arguments
+
+
 class LoneLot:
     """A lot of one connection, run by one greenlet or thread: what endpoints need of `longconn.parking.lot.Lot`, over a socket
     that another server has given away.
@@ -287,7 +304,10 @@ class LoneLot:
         self._upgrading = Upgrading(self, _log)  # type: ignore[arg-type]  # it plays the lot
         self._attending = False
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._lock = threading.Lock()
+        self._lock = _Lock()
+        self._writes: deque[_Write] = deque()
+        self._unwritten = 0
+        self._overflowed = False
         self._bell: tuple[int, int] | None = None
         self._thread = _thread_number()
         self._attendant = threading.get_ident()
@@ -467,6 +487,43 @@ class LoneLot:
             self._calls.append((function, arguments))
             self._ring_locked()
 
+    def write_from_thread(self, upgraded: Any, size: int, function: Callable[..., object], *arguments: Any) -> None:
+        """As `call_from_thread`, for a function that has `size` bytes wait for the client of `upgraded`.
+
+        They count from now on: a handler may be at work for long, and until it returns nothing is written.
+        """
+        with self._lock:
+            if self._finished or self._overflowed:
+                return
+            most = upgraded.endpoint.queue_bytes
+            if self._writes and self._unwritten + size > most and upgraded.endpoint.overflow == "disconnect":
+                self._overflowed = True
+                self._calls.append((upgraded.endpoint.overflowed, (upgraded,)))
+            else:
+                while self._writes and self._unwritten + size > most:
+                    self._forget_oldest()
+                write = _Write(size, function, arguments)
+                self._unwritten += size
+                self._writes.append(write)
+                self._calls.append((self._write, (write,)))
+            self._ring_locked()
+
+    def _forget_oldest(self) -> None:
+        oldest = self._writes.popleft()
+        self._unwritten -= oldest.size
+        oldest.call = None
+        self.tally[scoreboard.slow_field("dropped")] += 1
+
+    def _write(self, write: _Write) -> None:
+        with self._lock:
+            call, write.call = write.call, None
+            if call is None:
+                return
+            self._writes.popleft()  # they are done in order
+            self._unwritten -= write.size
+        function, arguments = call
+        function(*arguments)
+
     def ask(self, function: Callable[[], Any]) -> Any:
         """What `function` returns or raises in the connection's greenlet or thread; from any, waiting for it.
 
@@ -474,7 +531,7 @@ class LoneLot:
         """
         if self.is_here():
             return function()
-        answered = threading.Lock()
+        answered = _Lock()
         answered.acquire()
         answer: list[Any] = []
 

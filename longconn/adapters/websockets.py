@@ -33,7 +33,7 @@ from longconn.adapters.handshakes import SwitchingProtocols, admit, attuned, che
 from longconn.core.deflate import Deflation
 from longconn.errors import ConnectionClosed
 from longconn.upgraded import UpgradedConnection
-from longconn.websocket.endpoint import WebSocketEndpoint
+from longconn.websocket.endpoint import WebSocketEndpoint, check_handlers, is_coroutine
 from longconn.websocket.options import WebSocketOptions
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class WebSockets:
         **options: Any,
     ) -> None:
         checked(WebSocketOptions.of(options))
+        if is_coroutine(authorize):
+            raise TypeError("authorize is a plain function: declare it with `def`, not `async def`")
         self._defaults = options
         self._channels = channels
         self._authorize = authorize
@@ -153,7 +155,12 @@ class WebSockets:
                     f"{handlers!r} attends to nothing: a WebSocket endpoint is a class, or an object, with any of the methods "
                     f"{', '.join(METHODS)}"
                 )
+            check_handlers(made)
             called = endpoint or getattr(handlers, "__name__", None) or type(handlers).__name__
+            if blueprint is None and any(other.name == called for other in self._declared):
+                raise TypeError(
+                    f"there is an endpoint of the name {called!r} already: give this one another, endpoint=..."
+                )
             declared = _Declared(rule, called, made, chosen, routing, self._make_view(made, chosen))
             if blueprint is not None:
                 _add_declared(blueprint, declared)
@@ -253,7 +260,21 @@ class WebSockets:
 
 def application_context(app: Flask) -> Callable[[], _Around]:
     """What makes the surroundings of a handler."""
-    return functools.partial(_Around, app)
+    plain = type(app).app_context is Flask.app_context
+    return functools.partial(_Around, app, functools.partial(_Context, app) if plain else app.app_context)
+
+
+class _Context(AppContext):
+    """Flask's own, whose parts are made when one of them is asked for: most messages ask for none."""
+
+    def __init__(self, app: Flask) -> None:
+        self.app = app
+
+    def __getattr__(self, name: str) -> Any:
+        if "g" in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        super().__init__(self.app)
+        return getattr(self, name)
 
 
 class _Around:
@@ -263,10 +284,11 @@ class _Around:
     to know when contexts come and go, making it current is all that is done, which takes a third of the time.
     """
 
-    __slots__ = ("_app", "_context", "_token")
+    __slots__ = ("_app", "_context", "_make", "_token")
 
-    def __init__(self, app: Flask) -> None:
+    def __init__(self, app: Flask, make: Callable[[], AppContext]) -> None:
         self._app = app
+        self._make = make
         self._context: AppContext | None = None
         self._token: Token[AppContext] | None = None
 
@@ -276,7 +298,7 @@ class _Around:
         current = _cv_app.get(None)
         if current is not None and current.app is app:
             return
-        self._context = context = app.app_context()
+        self._context = context = self._make()
         if (
             app.teardown_appcontext_funcs
             or appcontext_pushed.receivers

@@ -24,6 +24,7 @@ __all__ = [
     "may_be_received",
     "may_be_sent",
     "parse_close",
+    "shortened",
 ]
 
 LONGEST_REASON: Final = 123
@@ -147,6 +148,11 @@ def encode_close(code: int = CloseCode.NORMAL, reason: str = "", *, mask: bytes 
     if len(text) > LONGEST_REASON:
         raise ValueError(f"the reason of a close has at most {LONGEST_REASON} bytes of UTF-8, and this one {len(text)}")
     return encode_frame(Opcode.CLOSE, int(code).to_bytes(2) + text, mask=mask)
+
+
+def shortened(reason: str) -> str:
+    """As much of `reason` as a close frame carries."""
+    return reason.encode()[:LONGEST_REASON].decode(errors="ignore")
 
 
 def parse_close(payload: bytes) -> tuple[int, str]:

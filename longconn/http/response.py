@@ -357,6 +357,15 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn publishes no ty
         self.upgraded = self.serving.upgrading.upgrade(connection, endpoint)
         return cast("UpgradedConnection", self.upgraded)
 
+    @property
+    def expires_in_use(self) -> bool:
+        """Whether what the connection has become hears of its deadline while the application has not returned."""
+        return self.upgraded is not None and bool(self.upgraded.expires_in_use)
+
+    def expired(self) -> None:
+        """The deadline of what the connection has become has passed."""
+        self.upgraded.expired()
+
     def begin_upgraded(self) -> None:
         """Let the connection that was handed over park as what it has become, unless it does already."""
         if self.connection.attached is not self:

@@ -80,9 +80,9 @@ class Serving:
             else:
                 self.heads.read(connection)
         except (gevent.GreenletExit, gevent.Timeout):
-            self.lot.close(connection, reasons.KILLED)
+            self._kill(connection)
         except SystemExit:
-            self.lot.close(connection, reasons.KILLED)
+            self._kill(connection)
             if self.worker.aborting:
                 raise  # gunicorn's master has had enough of this worker
         except OSError as error:
@@ -90,6 +90,10 @@ class Serving:
         except Exception:
             self.log.exception("Serving a connection failed")
             self.lot.close(connection, reasons.ERROR)
+
+    def _kill(self, connection: Connection) -> None:
+        if type(connection.attached) is not Discarding:  # its last words may still be on their way
+            self.lot.close(connection, reasons.KILLED)
 
     def _broken(self, connection: Connection, error: OSError) -> None:
         if connection.state == State.CLOSED:

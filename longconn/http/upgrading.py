@@ -68,6 +68,8 @@ class Upgrading:
         except (gevent.GreenletExit, gevent.Timeout, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 - an endpoint's fault ends its connection and nothing else
+            if connection.state != _UPGRADED:
+                return  # it has said so itself
             if not isinstance(error, OSError):
                 self._log.exception("An endpoint failed")
             self._lot.close(connection, reasons.RESET if isinstance(error, OSError) else reasons.ERROR)

@@ -62,6 +62,11 @@ class Encoding:
         self._encode: Encode = encode or text_of
 
     @property
+    def may_wait(self) -> bool:
+        """Whether it calls an application, which may let others run."""
+        return self._encode is not text_of
+
+    @property
     def several(self) -> bool:
         """Whether its clients are in more than one channel each."""
         return len(self.channels) > 1

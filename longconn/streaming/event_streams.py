@@ -110,6 +110,11 @@ class Beginning:
         """Bytes of the messages that it finds."""
         return sum(len(message.data) for _, history in self._found for message in history.messages)
 
+    @property
+    def has_events(self) -> bool:
+        """Whether it finds anything."""
+        return any(history.messages or not history.complete for _, history in self._found)
+
     def events(self, encoding: Encoding, most: float = inf) -> tuple[tuple[Position, ...], list[bytes]]:
         """The events for it, of `most` bytes or a little more, and where it stands behind them."""
         stands, frames, size = self.positions, [], 0
@@ -222,7 +227,8 @@ class EventStream(Endpoint):
         """Send a client what it has missed. Of much it gets a page at a time, as it takes them, and hears nothing new until
         it is up to date: what waits for it is the channels' history, and takes no memory here."""
         encoding = self.wire.encoding
-        while beginning.size > PAGE:
+        # What an application makes of a message may wait, and nothing new is to be written before the old meanwhile.
+        while beginning.size > PAGE or (encoding.may_wait and beginning.has_events):
             for name in self.channels:
                 self.hub.unsubscribe(stream, name)
             positions, frames = beginning.events(encoding, PAGE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from longconn.channels.ports import History, Message, Position
@@ -12,7 +12,10 @@ from longconn.streaming.encoding import text_of
 from longconn.streaming.listening import Listener, ListenerWire
 from longconn.upgraded import About, Endpoint, UpgradedConnection
 
-__all__ = ["LongPoll", "LongPollWire", "document"]
+__all__ = ["Describe", "LongPoll", "LongPollWire", "described", "document"]
+
+Describe = Callable[[Message], Any]
+"""What becomes of a message in an answer."""
 
 MOST_QUEUED: Final = 1_048_576
 LARGEST_ANSWER: Final = 1_048_576
@@ -21,9 +24,20 @@ ANSWERED_WITHIN: Final = 30.0
 """Seconds in which a client must have taken its answer."""
 
 
-def document(history: History, most: int) -> bytes:
-    """The answer to a poll, as JSON: at most `most` messages and not much more than 1 MiB, the oldest first; `position`, from
-    which to ask next; and `complete`, false when messages before these are lost."""
+def described(message: Message) -> dict[str, Any]:
+    """A message in an answer, where the application says nothing else."""
+    return {
+        "position": str(message.position),
+        "data": text_of(message),
+        "event": message.event,
+        "key": message.key,
+        "at": message.at,
+    }
+
+
+def document(history: History, most: int, describe: Describe = described) -> bytes:
+    """The answer to a poll, as JSON: at most `most` messages and not much more than 1 MiB, the oldest first, each as `describe`
+    has it; `position`, from which to ask next; and `complete`, false when messages before these are lost."""
     messages: list[Message] = []
     size = 0
     for message in history.messages[:most]:
@@ -32,21 +46,11 @@ def document(history: History, most: int) -> bytes:
         messages.append(message)
         size += len(message.data)
     found = {
-        "messages": [_shown(message) for message in messages],
+        "messages": [describe(message) for message in messages],
         "position": str(messages[-1].position if messages else history.position),
         "complete": history.complete,
     }
     return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-
-
-def _shown(message: Message) -> dict[str, Any]:
-    return {
-        "position": str(message.position),
-        "data": text_of(message),
-        "event": message.event,
-        "key": message.key,
-        "at": message.at,
-    }
 
 
 class LongPollConnection(UpgradedConnection):
@@ -70,18 +74,24 @@ class LongPollConnection(UpgradedConnection):
 
 class LongPoll(Endpoint):
     """One poll of `channel`, which waits for at most `seconds` and is answered with at most `most` messages.
+    `describe(message)` says how one is shown, as what is to become JSON; it must not wait.
 
     `channels` are the hub's, a `longconn.channels.hub.Channels`. The connection ends with the answer: once another protocol
     has it, no request can follow.
     """
 
-    def __init__(self, channels: Any, channel: str, *, seconds: float, most: int) -> None:
+    kind = "poll"
+
+    def __init__(
+        self, channels: Any, channel: str, *, seconds: float, most: int, describe: Describe = described
+    ) -> None:
         self.hub = channels
         self.channels = (channel,)
         self.head = b""
         """What its answer begins with, up to the Content-Length."""
         self._seconds = seconds
         self._most = most
+        self._describe = describe
         self._position = Position(0, 0)
 
     @property
@@ -119,14 +129,15 @@ class LongPoll(Endpoint):
             pass  # nothing has come, and nothing is what the history has
         finally:
             self.hub.unsubscribe(listener, self.channels[0])
-        return document(history, self._most)
+        return document(history, self._most, self._describe)
 
     def answer(self, connection: UpgradedConnection, history: History | None) -> None:
         """Answer the poll, with nothing for None, and end its connection. Does nothing when that has been done."""
         if not connection.alive or connection.busy().closing is not None:
             return
         self.hub.unsubscribe(connection, self.channels[0])
-        body = document(history or History((), complete=True, position=self._position), self._most)
+        found = history or History((), complete=True, position=self._position)
+        body = document(found, self._most, self._describe)
         connection.busy().closing = "answered"
         connection.wake_after(ANSWERED_WITHIN)
         if connection.push_last(b"%sContent-Length: %d\r\n\r\n%s" % (self.head, len(body), body)):

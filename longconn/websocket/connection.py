@@ -9,7 +9,7 @@ from longconn import scoreboard
 from longconn.core.frames import CloseCode, Opcode, encode_close, encode_frame, may_be_sent
 from longconn.core.states import State
 from longconn.errors import ConnectionClosed
-from longconn.upgraded import FIRST_OF_ENDPOINT, HEARD, MUTE, UpgradedConnection
+from longconn.upgraded import FIRST_OF_ENDPOINT, MUTE, UpgradedConnection
 
 if TYPE_CHECKING:
     from longconn.channels.ports import History, Position
@@ -109,7 +109,7 @@ class WebSocketConnection(UpgradedConnection):
             lot.tally[MESSAGES_OUT] += 1
             self.push(frame, key)
         else:
-            lot.call_from_thread(self._send, frame, key)
+            lot.write_from_thread(self, len(frame), self._send, frame, key)
 
     def _send(self, frame: bytes, key: str) -> None:
         self.connection.lot.tally[MESSAGES_OUT] += 1
@@ -158,7 +158,8 @@ class WebSocketConnection(UpgradedConnection):
             return
         self.flags |= AWAITS_PONG
         self.push_control(PING, "ping")
-        self.wake_after(self.endpoint.options.ping_timeout)
+        if not self.flags & LEAVING:  # then the deadline is that of the goodbye
+            self.wake_after(self.endpoint.options.ping_timeout)
 
     # Closing.
 
@@ -188,10 +189,11 @@ class WebSocketConnection(UpgradedConnection):
         """Send the close frame; `cause` is one of `scoreboard.CLOSE_REASONS`. On the loop's thread."""
         if self.flags & MUTE or self.connection.state != _UPGRADED:
             return
-        self.busy().closing = Closing(code, reason, cause)
-        self.flags &= ~HEARD
+        underway = self.busy()
+        underway.closing = Closing(code, reason, cause)
         self.wake_after(self.endpoint.options.close_timeout)
         self.push_last(encode_close(code, reason))
+        underway.unsent = self.queued
 
     def fail(self, code: int, reason: str, cause: str = "invalid") -> None:
         """Send a close frame in place of all that waits, and end: nothing more of the client's is read."""
@@ -214,10 +216,22 @@ class WebSocketConnection(UpgradedConnection):
         self._end_after(encode_close(code if code != CloseCode.MANDATORY_EXTENSION else CloseCode.NORMAL))
 
     def _end_after(self, frame: bytes) -> None:
-        self.flags = (self.flags | ENDS_WHEN_WRITTEN) & ~HEARD
+        self.flags |= ENDS_WHEN_WRITTEN
         self.wake_after(self.endpoint.options.close_timeout)
         if self.push_last(frame, at_once=True):
             self.end(self.cause("client"))
+        elif self.underway is not None:
+            self.underway.unsent = self.queued
+
+    @property
+    def takes(self) -> bool:
+        """Whether the client, which has been told goodbye, has taken some of what waits since this was looked at. What it says
+        does not count: one that says much and takes nothing would stay for ever."""
+        underway, queued = self.underway, self.queued
+        if underway is None or not queued:
+            return False
+        before, underway.unsent = underway.unsent, queued
+        return queued < before
 
     def cause(self, otherwise: str) -> str:
         """Why it ends, one of `scoreboard.CLOSE_REASONS`, or `otherwise` where nothing was said."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 import time
@@ -10,8 +11,12 @@ from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import gevent
+
 from longconn import reasons, scoreboard
-from longconn.core.frames import CloseCode, Opcode, ProtocolError, encode_frame
+from longconn.channels.errors import ChannelError
+from longconn.channels.ports import History, Position
+from longconn.core.frames import CloseCode, Opcode, ProtocolError, encode_frame, shortened
 from longconn.core.messages import read
 from longconn.core.states import State
 from longconn.errors import ConnectionClosed, LongConnError
@@ -29,10 +34,11 @@ from longconn.websocket.options import WebSocketOptions
 from longconn.websocket.wire import WebSocketWire
 
 if TYPE_CHECKING:
-    from longconn.channels.ports import History, Position
     from longconn.core.deflate import Deflation
 
-__all__ = ["ChannelsMissing", "WebSocketEndpoint"]
+__all__ = ["HANDLERS", "ChannelsMissing", "WebSocketEndpoint", "check_handlers", "is_coroutine"]
+
+HANDLERS = ("open", "message", "close", "missed", "drained", "encode", "authorize")
 
 _CHANCE = random.SystemRandom()  # of its own: an application that seeds `random` would have all workers act in step
 
@@ -58,6 +64,9 @@ MOST_HELD = 268_435_456
 K = TypeVar("K")
 V = TypeVar("V")
 
+EARLIEST = "earliest"
+"""What `join` takes for all that a channel holds."""
+
 MOST_SHARED = 4_096
 """So many different values of what connections share are known at most; more are simply not shared."""
 
@@ -66,6 +75,21 @@ _NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 class ChannelsMissing(LongConnError, RuntimeError):
     """A connection was to join a channel, and its endpoint has no channels."""
+
+
+def is_coroutine(function: Any) -> bool:
+    """Whether calling `function` would not run it."""
+    call = getattr(function, "__call__", None)  # noqa: B004 - the method of an object that is called
+    return any(inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one) for one in (function, call))
+
+
+def check_handlers(handlers: Any) -> None:
+    """Raises `TypeError` for a handler that is declared with `async def`: nobody would await it, and it would never run."""
+    for name in HANDLERS:
+        if is_coroutine(getattr(handlers, name, None)):
+            raise TypeError(
+                f"{name} is declared with `async def`, and handlers are plain functions, which may block: use `def`"
+            )
 
 
 class WebSocketEndpoint(Endpoint):
@@ -83,7 +107,9 @@ class WebSocketEndpoint(Endpoint):
     `encode(message)`, which says how a channel's message looks to these clients (text, bytes, or a dict or list for JSON), is
     called once for each message, on the loop: it must not block.
 
-    What they raise is logged and closes the connection with 1011, except for the `ConnectionClosed` of a client that has left.
+    What they raise is logged and closes the connection with 1011, except for the `ConnectionClosed` of a client that has left,
+    and for a `ChannelError` that tells of a client's mistake, whose text goes to the client with 1008. A handler that is
+    declared with `async def` is a `TypeError`.
     """
 
     kind = "websocket"
@@ -95,6 +121,7 @@ class WebSocketEndpoint(Endpoint):
         channels: Any = None,
         around: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
+        check_handlers(handlers)
         self.handlers = handlers
         self.options = options = options or WebSocketOptions()
         self.channels = channels
@@ -263,21 +290,37 @@ class WebSocketEndpoint(Endpoint):
         try:
             with self.around():
                 function(conn, *arguments)
-        except Exception as error:  # noqa: BLE001 - the application's own
-            # It wanted to send something, and its client had left: nothing of which anybody should hear.
-            if not (isinstance(error, ConnectionClosed) and conn.flags & MUTE):
+        except (Exception, gevent.Timeout) as error:  # noqa: BLE001 - the application's own
+            self._failed(conn, error)
+        except BaseException as error:  # it asks for an end: that of its greenlet, or of the process
+            if not isinstance(error, gevent.GreenletExit):
                 _log.exception("A handler of the WebSocket %s failed", conn.path)
-                conn.begin_close(CloseCode.INTERNAL_ERROR, "", "error")
+            if not conn.flags & MUTE:
+                leaves = conn.flags & LEAVING
+                code = self.code_of_leaving(conn) if leaves else CloseCode.INTERNAL_ERROR
+                conn.fail(code, "", "drain" if leaves else "error")
+            raise
         finally:
             conn.flags &= ~HANDLING
             if conn.connection.state != _UPGRADED:
                 self._tell_of_end(conn)
 
+    @staticmethod
+    def _failed(conn: WebSocketConnection, error: BaseException) -> None:
+        if isinstance(error, ConnectionClosed) and conn.flags & MUTE:
+            return  # it wanted to send something, and its client had left: nothing of which anybody should hear
+        if isinstance(error, ChannelError) and error.status < 500:
+            _log.info("The WebSocket %s is closed: %s", conn.path, error)
+            conn.begin_close(CloseCode.POLICY_VIOLATION, shortened(str(error)), "refused")
+            return
+        _log.error("A handler of the WebSocket %s failed", conn.path, exc_info=error)
+        conn.begin_close(CloseCode.INTERNAL_ERROR, "", "error")
+
     def _call_later(self, conn: WebSocketConnection, function: Callable[..., object], *arguments: Any) -> None:
         try:
             with self.around():
                 function(conn, *arguments)
-        except Exception:  # noqa: BLE001 - the application's own
+        except (Exception, gevent.Timeout):  # noqa: BLE001 - the application's own
             _log.exception("A handler of the WebSocket %s failed", conn.path)
 
     def _missed(self, conn: WebSocketConnection, channel: str, position: Position) -> None:
@@ -335,8 +378,8 @@ class WebSocketEndpoint(Endpoint):
         identity = conn.about.identity
         options = self.options
         if identity is not None and identity.expires_at is not None:
-            left = max(0.0, identity.expires_at - time.time())
-            seconds = min(seconds, left) if seconds else max(left, 0.001)
+            left = max(0.001, identity.expires_at - time.time())  # never 0, which would be never
+            seconds = min(seconds, left) if seconds else left
         if options.idle_timeout:
             left = max(0.001, options.idle_timeout - self._idle(conn))
             seconds = min(seconds, left) if seconds else left
@@ -353,10 +396,12 @@ class WebSocketEndpoint(Endpoint):
     def _heard(self, conn: WebSocketConnection) -> None:
         """The client lives: the next ping is due after an interval, a little earlier so that clients do not keep in step."""
         conn.flags &= ~AWAITS_PONG
+        if conn.flags & MUTE:
+            return
         if conn.underway is not None:
             conn.underway.unsent = 0
             conn.tidy()
-        if not conn.flags & (MUTE | LEAVING):
+        if not conn.flags & LEAVING:
             self._wait(conn, self.options.ping_interval * _CHANCE.uniform(0.8, 1.0))
 
     def deadline(self, connection: UpgradedConnection) -> None:
@@ -364,8 +409,7 @@ class WebSocketEndpoint(Endpoint):
         conn = cast("WebSocketConnection", connection)
         flags = conn.flags
         if flags & MUTE:
-            if conn.queued and flags & HEARD:  # it takes, slowly, what was sent before the goodbye
-                conn.flags &= ~HEARD
+            if conn.takes:  # slowly, what was sent before the goodbye
                 conn.wake_after(self.options.close_timeout)
             else:
                 conn.end(conn.cause("client"))
@@ -428,26 +472,49 @@ class WebSocketEndpoint(Endpoint):
                 "this endpoint has no channels: give WebSockets(app) some, or WebSocketEndpoint(channels=...)"
             )
         channels.may(conn.user, channel, "subscribe")
-
-        def before(history: History) -> None:
-            for message in history.messages:
-                self.wire.write([conn], 0, self.wire.encode(message), message, float("inf"))
-
-        history: History = channels.subscribe(conn, channel, self.wire, since=since, before=before)
+        history = self._subscribe(conn, channel, "" if since == EARLIEST else since)
         if not conn.alive:
             channels.unsubscribe(conn, channel)
             raise conn.over()
         if channel not in conn.channels:
             names = (*conn.channels, channel)
             conn.channels = _shared(self._names, names, names)
+        if not history.complete:
+            self._missed(conn, channel, _last_lost(history))
+        return history
+
+    def _subscribe(self, conn: WebSocketConnection, channel: str, since: Position | str | None) -> History:
+        """Let `conn` listen, and send it what it has missed before anything new."""
+
+        def before(found: History) -> None:
+            for message in found.messages:
+                self.wire.write([conn], 0, self.wire.encode(message), message, float("inf"))
+
+        try:
+            history: History = self.channels.subscribe(conn, channel, self.wire, since=since, before=before)
+        except BaseException:
+            self._forget(conn, channel)
+            raise
         return history
 
     def leave(self, conn: WebSocketConnection, channel: str) -> None:
         """Let `conn` hear nothing more of `channel`."""
         if channel in conn.channels:
-            self.channels.unsubscribe(conn, channel)
+            self._forget(conn, channel)
+
+    def _forget(self, conn: WebSocketConnection, channel: str) -> None:
+        self.channels.unsubscribe(conn, channel)
+        if channel in conn.channels:
             names = tuple(name for name in conn.channels if name != channel)
             conn.channels = _shared(self._names, names, names)
+
+
+def _last_lost(history: History) -> Position:
+    """The position of the newest message that `history` has lost."""
+    if not history.messages:
+        return history.position
+    epoch, number = history.messages[0].position
+    return Position(epoch, max(0, number - 1))
 
 
 def _shared(known: dict[K, V], key: K, value: V) -> V:

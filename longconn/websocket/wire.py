@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import gevent
+
 from longconn.channels.ports import Message, Position
 from longconn.core.deflate import Deflation
 from longconn.core.frames import Opcode
@@ -45,7 +47,8 @@ class Encoded:
 class WebSocketWire:
     """A `longconn.channels.ports.Wire` for the WebSockets of one endpoint.
 
-    `encode(message)` makes what the clients see of a message (None: its data); `missed(connection, channel, position)` is told
+    `encode(message)` makes what the clients see of a message, None for one that they are not to see; without it they see the
+    message's data. `missed(connection, channel, position)` is told
     when some of it is lost for a connection.
     """
 
@@ -63,18 +66,21 @@ class WebSocketWire:
         self._missed = missed
 
     def encode(self, message: Message) -> Encoded | None:
-        """Its frames; None when the application cannot encode it, which is logged."""
-        data: Any = message.data
-        if self._encode is not None:
-            try:
-                data = self._encode(message)
-            except Exception:  # noqa: BLE001 - the application's own
-                _log.exception("A message of channel %r could not be encoded: nobody hears it", message.channel)
-                return None
+        """Its frames; None when nobody is to hear it, or when the application cannot encode it, which is logged."""
+        try:
+            data = message.data if self._encode is None else self._encode(message)
+            return None if data is None else self._frames(data)
+        except (Exception, gevent.Timeout):  # noqa: BLE001 - the application's own
+            _log.exception("A message of channel %r could not be encoded: nobody hears it", message.channel)
+            return None
+
+    def _frames(self, data: Any) -> Encoded:
         if isinstance(data, dict | list):
             data = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
         if isinstance(data, str):
             return Encoded(Opcode.TEXT, data.encode(), self._compression_from)
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"a message is text, bytes, a dict or a list, and this is of type {type(data).__name__}")
         return Encoded(Opcode.BINARY, bytes(data), self._compression_from)
 
     def write(

@@ -21,7 +21,7 @@ from longconn.channels.ports import HistoryLimits, Message, Position
 from longconn.channels.tables import Tables
 from longconn.channels.waking import LOOK
 
-__all__ = ["across", "crowd", "forking", "from_threads", "killed", "lagging"]
+__all__ = ["across", "beside", "crowd", "forking", "from_threads", "killed", "lagging", "leaving"]
 
 PATIENCE = 30.0
 
@@ -247,6 +247,41 @@ def from_threads(folder: str) -> None:
     ascending = all(one < other for one, other in pairwise(comes_and_goes.numbers))
     print([one.exception() for one in running], _in_order(listener, 800), ascending)
     hub.close()
+
+
+def beside(folder: str) -> None:
+    """A native thread asks before anybody listens. Prints what it was told, and what a listener gets that comes later."""
+    import gevent.threadpool
+
+    hub = Channels(LmdbBroker(folder))
+    listener = Listener()
+
+    def ask() -> tuple[int, str]:
+        hub.start()
+        answers = len(hub.ask("anything", {}, timeout=0.2))
+        try:
+            hub.subscribe(Listener(), "room", ListenerWire())
+        except RuntimeError as error:
+            return answers, str(error)
+        return answers, ""
+
+    with gevent.threadpool.ThreadPoolExecutor(1) as threads:
+        print(*threads.submit(ask).result())
+    hub.subscribe(listener, "room", ListenerWire())
+    hub.publish("room", "x")
+    _wait(lambda: bool(listener.numbers))
+    print(listener.numbers)
+    hub.close()
+
+
+def leaving(folder: str) -> None:
+    """A program that publishes, and ends without giving anything back."""
+    global _kept
+    _kept = Channels(LmdbBroker(folder))
+    _kept.publish("room", "x")
+
+
+_kept: Channels | None = None
 
 
 def _forked(work: Callable[[int], None], number: int) -> int:

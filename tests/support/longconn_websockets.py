@@ -79,6 +79,7 @@ class Obedient:
                 conn.close(int(code), reason)
             case "sleep":
                 gevent.sleep(float(rest))
+                note(_name(conn), "slept")
                 conn.send("slept")
             case "raise":
                 raise RuntimeError("asked for")

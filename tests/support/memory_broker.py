@@ -17,6 +17,7 @@ class MemoryBroker:
 
     def __init__(self, epoch: int = 0x18F) -> None:
         self.epoch = epoch
+        self.largest = 4 << 20
         self.journal: list[Message] = []
         self.histories: defaultdict[str, list[Message]] = defaultdict(list)
         self.numbers: defaultdict[str, int] = defaultdict(int)
@@ -82,6 +83,7 @@ class MemoryBroker:
 
 class _Follower:
     name = "the only one"
+    ended = False
 
     def __init__(self, all_of_them: list[_Follower], heard: Callable[[], None]) -> None:
         self.heard = heard

@@ -324,14 +324,18 @@ def test_one_that_opens_while_the_worker_leaves_is_told_too(tmp_path: Path) -> N
     with (
         websockets_server(tmp_path / "events") as server,
         server.client() as idle,
-        websocket(server, target("a", open="sleep%200.3")) as client,
+        websocket(server, target("a", open="sleep%203", close_timeout=1)) as client,
     ):
         idle.send(b"G")
+        eventually(lambda: "a open" in (tmp_path / "events").read_text())
         server.signal(signal.SIGTERM)
-        assert "slept" == client.hear()
         assert ("close", 1001, "") == client.hear()
         client.say_goodbye(1001)
         assert client.hear() is None
+        # What the application is doing for it comes to its end.
+        idle.close()
+        assert 0 == server.process.wait(10)
+        assert ["a open", "a slept", "a close 1001"] == (tmp_path / "events").read_text().splitlines()
 
 
 # What it costs.

@@ -60,6 +60,7 @@ def test_data_can_come_from_standard_input(terminal: FlaskCliRunner, hub: Channe
     [
         (["publish", "a b", "x"], "is no name of a channel"),
         (["publish", "news", "{", "--json"], "DATA is no JSON"),
+        (["publish", "news", "[" * 100_000, "--json"], "DATA is no JSON"),
         (["publish", "news", "x", "--event", "a\nb"], "is no event of a message"),
         (["history", "news", "--since", "yesterday"], "not a position in a channel"),
     ],
@@ -68,6 +69,15 @@ def test_what_makes_no_sense_is_told_in_a_sentence(terminal: FlaskCliRunner, arg
     result = terminal.invoke(args=["channels", *arguments])
     assert result.exit_code in (1, 2)
     assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_setting_without_sense_is_told_in_a_sentence(
+    terminal: FlaskCliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGCONN_CHANNELS_SIZE", "much")
+    result = terminal.invoke(args=["channels", "list"])
+    assert (1, True) == (result.exit_code, "LONGCONN_CHANNELS_SIZE" in result.output)
     assert "Traceback" not in result.output
 
 

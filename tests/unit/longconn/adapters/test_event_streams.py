@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -219,6 +220,19 @@ def test_a_poll_hears_when_messages_are_lost(site: Site) -> None:
     assert not site.poll("/poll?since=18f-1")["complete"]
 
 
+def test_a_poll_shows_a_message_as_the_application_describes_it(site: Site) -> None:
+    site.options = {"describe": lambda message: {"said": message.data}}
+    site.channels.publish("news", "a")
+    assert [{"said": "a"}] == site.poll("/poll?since=earliest")["messages"]
+
+
+def test_a_poll_waits_no_longer_than_its_credentials_are_good(site: Site) -> None:
+    site.options = {"identity": Identity("ann", expires_at=time.time() + 0.01), "wait": 300.0}
+    began = time.monotonic()
+    assert [] == site.poll()["messages"]
+    assert time.monotonic() - began < 100
+
+
 @pytest.mark.parametrize("wait", ["soon", "-1", "nan", "inf"])
 def test_a_wait_that_is_none_is_refused(site: Site, wait: str) -> None:
     assert 400 == site.get(f"/poll?wait={wait}").status_code
@@ -278,3 +292,11 @@ def test_the_connection_of_a_poll_parks_until_there_is_an_answer(site: Site, sce
     assert head.startswith(b"HTTP/1.1 200 OK\r\nDate: ")
     assert f"Content-Length: {len(body)}".encode() in head
     assert "0" == json.loads(body)["messages"][0]["data"]
+
+
+def test_a_stream_has_no_more_channels_than_its_client_can_come_back_to(site: Site) -> None:
+    site.names = tuple(f"c{number}" for number in range(128))
+    assert 200 == site.get("/events").status_code
+    site.names = (*site.names, "one-more")
+    response = site.get("/events")
+    assert (400, True) == (response.status_code, "at most 128 channels" in response.get_data(as_text=True))

@@ -212,3 +212,11 @@ def test_url_for_knows_its_endpoints(app: Flask, ws: WebSockets) -> None:
     with app.test_request_context():
         assert "ws://localhost/rooms/a" == url_for("Echo", room="a")
         assert "ws://localhost/other" == url_for("other")
+
+
+def test_an_answer_that_is_not_there_yet_lets_nobody_in() -> None:
+    async def authorize() -> bool:
+        return True
+
+    with pytest.raises(TypeError, match="coroutine"):
+        admit(authorize())

@@ -342,3 +342,29 @@ def test_the_errors_have_flask_socks_names_and_attributes() -> None:
     )
     refused = adapter.ConnectionError(403)
     assert (403, True) == (refused.status_code, isinstance(refused, RuntimeError))
+
+
+def test_a_reason_that_is_too_long_is_shortened_as_flask_sock_does(app: Flask, sock: Sock) -> None:
+    @sock.route("/long")
+    def view(ws: BlockingWebSocket) -> None:
+        ws.close(4000, "a" + "\u00e9" * 100)
+
+    with dialled(app, "/long") as client:
+        assert ("close", 4000, "a" + "\u00e9" * 61) == client.hear()
+
+
+def test_a_code_that_cannot_be_sent_closes_with_1011(app: Flask, sock: Sock) -> None:
+    @sock.route("/bad")
+    def view(ws: BlockingWebSocket) -> None:
+        ws.close(17)
+
+    with dialled(app, "/bad") as client:
+        assert ("close", 1011, "") == client.hear()
+
+
+def test_a_view_that_is_a_coroutine_is_refused(sock: Sock) -> None:
+    async def view(ws: BlockingWebSocket) -> None:
+        pass
+
+    with pytest.raises(TypeError, match="coroutine"):
+        sock.route("/never")(view)

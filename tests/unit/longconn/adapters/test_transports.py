@@ -306,3 +306,25 @@ def test_a_greenlet_waits_without_a_lock() -> None:
     bells[-1].ring()
     gevent.sleep(0.001)
     assert 3 == len(heard)
+
+
+@pytest.mark.parametrize(("overflow", "written"), [("disconnect", 3), ("drop-oldest", 3)])
+def test_what_others_write_counts_while_a_handler_is_at_work(overflow: str, written: int) -> None:
+    endpoint = Recording()
+    endpoint.queue_bytes, endpoint.overflow = 3_000, overflow
+    came: list[int] = []
+    with carried(endpoint) as one:
+        lot = one.upgraded.connection.lot
+        gate, busy = threading.Event(), threading.Event()
+        lot.call_from_thread(busy.set)
+        lot.call_from_thread(gate.wait, 5)
+        assert busy.wait(5)
+        for number in range(100):
+            lot.write_from_thread(one.upgraded, 1_000, came.append, number)
+        assert lot._unwritten <= 3_000  # all that is held
+        gate.set()
+        with contextlib.suppress(ConnectionOver):
+            ask(one.upgraded, lambda: None)
+    assert written == len(came)
+    assert (list(range(3)) if overflow == "disconnect" else [97, 98, 99]) == came
+    assert ("write timeout" in endpoint.notes) == (overflow == "disconnect")

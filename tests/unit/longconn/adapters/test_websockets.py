@@ -8,7 +8,9 @@ import threading
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask, current_app, g, has_app_context, has_request_context, request
+from flask import Blueprint, Flask, current_app, g, has_app_context, has_request_context, request, url_for
+from flask.ctx import AppContext
+from flask.globals import app_ctx
 from flask.signals import appcontext_popped, got_request_exception
 
 from longconn.adapters import channels_of
@@ -284,3 +286,52 @@ def test_contexts_come_and_go_as_everywhere_for_those_who_want_to_know(app: Flas
         assert "websockets" == current_app.name
     assert app is heard[-1]
     assert not has_app_context()
+
+
+def test_each_context_has_a_g_of_its_own_and_can_make_addresses(app: Flask, ws: WebSockets) -> None:
+    ws.endpoint("/rooms/<room>", endpoint="room")(Echo)
+    app.config["SERVER_NAME"] = "seawall.example"
+    around = application_context(app)
+    seen = []
+    for number in range(2):
+        with around():
+            seen.append((g.get("number"), url_for("room", room="tea", _scheme="wss")))
+            g.number = number
+            with app.app_context():
+                assert "number" not in g
+            assert number == g.number
+            assert not hasattr(app_ctx, "nothing")
+    assert [(None, "wss://seawall.example/rooms/tea")] * 2 == seen
+
+
+def test_the_contexts_of_an_application_that_makes_its_own_are_those() -> None:
+    class Own(Flask):
+        def app_context(self) -> AppContext:
+            context = super().app_context()
+            context.g.made = "here"
+            return context
+
+    with application_context(Own("own"))():
+        assert "here" == g.made
+
+
+def test_an_authorize_that_nobody_would_await_lets_nobody_in(app: Flask, ws: WebSockets) -> None:
+    async def authorize(request: Any) -> bool:
+        return True
+
+    with pytest.raises(TypeError, match="async def"):
+        WebSockets(authorize=authorize)
+
+    class Waits(Echo):
+        pass
+
+    Waits.authorize = staticmethod(authorize)  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="authorize is declared with `async def`"):
+        ws.endpoint("/waits")(Waits)
+
+
+def test_two_rules_for_one_class_need_two_names(ws: WebSockets) -> None:
+    ws.endpoint("/a")(Echo)
+    with pytest.raises(TypeError, match="endpoint="):
+        ws.endpoint("/b")(Echo)
+    ws.endpoint("/b", endpoint="other")(Echo)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gevent
 import pytest
 
 from longconn import scoreboard
@@ -495,3 +496,21 @@ def test_when_the_channels_fail_between_two_pages_the_stream_ends(
     scene.until(lambda: client.read() and ends)
     assert ["error"] == ends
     assert "cannot read on" in caplog.text
+
+
+def test_what_is_published_while_the_history_is_encoded_comes_after_it(
+    scene: UpgradedScene, channels: Channels
+) -> None:
+    def encode(message: Message) -> str:
+        gevent.sleep(0.002)
+        return str(message.data)
+
+    endpoint = EventStream.of(channels, ("news",), options=OPTIONS, encode=encode)
+    for number in range(3):
+        channels.publish("news", f"old {number}")
+    publishing = [gevent.spawn_later(0.003, channels.publish, "news", "new")]
+    client = Client(*scene.upgraded(endpoint, begin=lambda connection: endpoint.begin(connection, {"news": EARLIEST})))
+    gevent.joinall(publishing)
+    scene.turn()
+    assert ["old 0", "old 1", "old 2", "new"] == client.read()
+    assert "18f-4" == client.reader.id

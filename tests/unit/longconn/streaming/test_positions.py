@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longconn.channels.ports import Position
-from longconn.streaming.positions import EARLIEST, read_positions, write_positions
+from longconn.streaming.positions import EARLIEST, MOST_CHANNELS, read_positions, write_positions
 from tests.support.examples import many
 
 POSITIONS = st.builds(Position, st.integers(0, 2**63), st.integers(0, 10**17))
@@ -52,3 +52,15 @@ def test_any_text_is_positions_or_is_refused_in_words(text: str) -> None:
 def test_what_is_no_position_in_several_channels_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a position"):
         read_positions(text, ["a", "b"])
+
+
+def test_channels_whose_digits_are_the_same_are_told_apart() -> None:
+    places = {"plumless": Position(1, 3), "buckeroo": Position(1, 90), "news": Position(1, 7)}
+    text = write_positions(list(places), list(places.values()))
+    assert places == read_positions(text, list(places))
+    assert {"buckeroo": Position(1, 90)} == read_positions(text, ["buckeroo"])
+
+
+def test_as_many_channels_as_a_stream_may_have_are_understood() -> None:
+    places = {f"channel-{number}": Position(2**44, 10**11 + number) for number in range(MOST_CHANNELS)}
+    assert places == read_positions(write_positions(list(places), list(places.values())), list(places))

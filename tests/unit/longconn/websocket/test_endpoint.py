@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
 
 from longconn import scoreboard
+from longconn.channels.errors import PositionError
 from longconn.core.deflate import negotiate
 from longconn.core.frames import Opcode, encode_close, encode_frame
 from longconn.core.messages import MessageLimits, Reading, read
@@ -528,6 +532,76 @@ def test_an_authorization_that_has_expired_closes_with_1008(scene: UpgradedScene
     side.ended(1008, "the authorization has expired")
 
 
+def test_an_answer_to_a_ping_after_the_authorization_has_expired_does_not_prolong_it(
+    scene: UpgradedScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    side = Side(scene, Recorder(), identity=Identity("ada", expires_at=now + 30))
+    scene.pass_time(25.2)
+    assert (9, b"") == side.hear()
+    monkeypatch.setattr(time, "time", lambda: now + 31)
+    side.send(Opcode.PONG)
+    scene.until(lambda: side.conn.goodbye)
+    assert (1008, "the authorization has expired") == side.conn.goodbye
+
+
+def test_an_authorization_that_has_expired_before_it_begins_closes_at_once(scene: UpgradedScene) -> None:
+    side = Side(scene, Recorder(), identity=Identity("ada", expires_at=time.time() - 5))
+    scene.until(lambda: side.conn.goodbye)
+    assert (1008, "the authorization has expired") == side.conn.goodbye
+
+
+# Handlers that go wrong.
+
+
+@pytest.mark.parametrize("name", ["open", "message", "close", "encode"])
+def test_a_handler_that_nobody_would_await_is_refused(name: str) -> None:
+    async def handler(*arguments: Any) -> None:
+        pass
+
+    with pytest.raises(TypeError, match=f"{name} is declared with `async def`"):
+        WebSocketEndpoint(SimpleNamespace(**{name: handler}))
+
+
+def test_a_timeout_that_leaves_a_handler_is_logged_and_closes_with_1011(
+    scene: UpgradedScene, caplog: pytest.LogCaptureFixture
+) -> None:
+    def act(conn: WebSocketConnection, data: Any) -> None:
+        with gevent.Timeout(0.001):
+            gevent.sleep(5)
+
+    side = Side(scene, Recorder(act))
+    side.say("go")
+    assert (8, (1011, "")) == side.hear()
+    side.say_goodbye(1011)
+    side.ended(1011, "")
+    assert ["A handler of the WebSocket  failed"] == caplog.messages
+
+
+def test_a_client_hears_of_the_end_whatever_ends_its_handler(scene: UpgradedScene) -> None:
+    def act(conn: WebSocketConnection, data: Any) -> None:
+        raise gevent.GreenletExit
+
+    side = Side(scene, Recorder(act))
+    with contextlib.suppress(gevent.GreenletExit):
+        side.endpoint.message(side.conn, (side.handlers.message, "go"))
+    assert (8, (1011, "")) == side.hear()
+    side.socket.close()
+    side.ended(1011, "")
+
+
+def test_what_a_client_asks_wrongly_of_a_channel_is_told_to_it_and_is_no_fault(
+    scene: UpgradedScene, caplog: pytest.LogCaptureFixture
+) -> None:
+    def act(conn: WebSocketConnection, data: Any) -> None:
+        raise PositionError("not a position: " + "x" * 200)
+
+    side = Side(scene, Recorder(act))
+    side.say("go")
+    assert (8, (1008, "not a position: " + "x" * 107)) == side.hear()
+    assert [] == [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 # The end.
 
 
@@ -713,3 +787,21 @@ def test_to_speak_to_another_client_that_has_left_is_a_fault(
     side.say("hello")
     assert (8, (1011, "")) == side.hear()
     assert 1 == len(caplog.records)
+
+
+def test_a_client_that_talks_and_takes_nothing_is_not_waited_for(scene: UpgradedScene) -> None:
+    side = Side(scene, Recorder(), buffer=5000)
+    side.conn.send(b"x" * 1_000_000)
+    side.conn.close(4000)
+    side.send(Opcode.PONG)
+    scene.turn()
+    scene.pass_time(5.5)
+    side.ended(4000, "")
+
+
+def test_a_ping_does_not_put_the_goodbye_off(scene: UpgradedScene) -> None:
+    side = Side(scene, Recorder())
+    side.conn.drain(5.0)
+    side.conn.ping()
+    scene.pass_time(5.5)
+    assert (1001, "") == side.conn.goodbye

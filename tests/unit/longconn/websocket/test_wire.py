@@ -271,3 +271,69 @@ def test_what_was_missed_is_told_after_what_the_application_is_doing(scene: Upgr
     assert [] == handlers.lost
     gate.set()
     scene.until(lambda: handlers.lost)
+
+
+@pytest.mark.parametrize("shown", [None, 7, {"n": object()}, gevent.Timeout()])
+def test_one_that_joins_and_leaves_is_in_no_channel_whatever_became_of_its_history(
+    scene: UpgradedScene, channels: Channels, shown: Any
+) -> None:
+    class Odd:
+        def encode(self, message: Message) -> Any:
+            if isinstance(shown, BaseException):
+                raise shown
+            return shown
+
+    endpoint = WebSocketEndpoint(Odd(), None, channels)
+    channels.publish("news", "old")
+    (conn,), (client,) = connections(scene, endpoint, 1)
+    assert 1 == len(conn.join("news", since="earliest").messages)
+    client.close()
+    scene.until(lambda: not conn.alive)
+    assert {} == channels.counts()
+
+
+def test_a_message_that_is_not_for_them_is_not_sent_and_not_logged(
+    scene: UpgradedScene, channels: Channels, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Choosy:
+        def encode(self, message: Message) -> Any:
+            return None if message.data == "secret" else message.data
+
+    (conn,), (client,) = connections(scene, WebSocketEndpoint(Choosy(), None, channels), 1)
+    conn.join("news")
+    channels.publish("news", "secret")
+    channels.publish("news", "open")
+    assert [(1, "open")] == heard(client, 1)
+    assert [] == caplog.messages
+
+
+def test_what_is_published_while_the_history_is_encoded_comes_after_it(
+    scene: UpgradedScene, channels: Channels
+) -> None:
+    class Slow:
+        def encode(self, message: Message) -> Any:
+            gevent.sleep(0.002)
+            return message.data
+
+    endpoint = WebSocketEndpoint(Slow(), None, channels)
+    for number in range(3):
+        channels.publish("news", f"{number}")
+    (conn,), (client,) = connections(scene, endpoint, 1)
+    publishing = gevent.spawn_later(0.001, channels.publish, "news", "new")
+    history = conn.join("news", since="earliest")
+    publishing.join()
+    assert [(1, "0"), (1, "1"), (1, "2"), (1, "new")] == heard(client, 4)
+    assert history.complete
+
+
+def test_one_that_comes_back_to_a_lost_position_is_told_what_it_missed(
+    scene: UpgradedScene, channels: Channels
+) -> None:
+    handlers = Silent()
+    endpoint = WebSocketEndpoint(handlers, None, channels)
+    position = channels.publish("news", "0")
+    (conn,), (client,) = connections(scene, endpoint, 1)
+    assert not conn.join("news", since=Position(position.epoch - 1, 5)).complete
+    assert [(1, "0")] == heard(client, 1)
+    scene.until(lambda: handlers.lost)
+    assert [("news", Position(position.epoch, 0))] == [tuple(each[-2:]) for each in handlers.lost]
