@@ -53,6 +53,7 @@ class Talkers:
         return {
             "messages_per_second": seen["messages"] / seen["seconds"],
             "messages": float(seen["messages"]),
+            "with_warming": float(seen["with_warming"]),
             "p50_ms": seen["p50_ms"],
             "p99_ms": seen["p99_ms"],
             "max_ms": seen["max_ms"],

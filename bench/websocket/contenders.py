@@ -39,7 +39,7 @@ THEIRS = "bench.websocket.applications.theirs:application"
 PATHS: Mapping[str, Mapping[str, str]] = {
     OURS: {"idle": "/hub", "echo": "/echo", "hub": "/hub"},
     BLOCKING: {"idle": "/blocking", "echo": "/blocking"},
-    BLOCKING_STOCK: {"idle": "/blocking", "echo": "/blocking"},
+    BLOCKING_STOCK: {"echo": "/blocking"},
     EVENTS: {"idle": "/events"},
     STOCK: {"idle": "/hub", "echo": "/echo", "hub": "/hub"},
     THREADS: {"echo": "/echo"},

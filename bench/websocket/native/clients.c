@@ -287,7 +287,7 @@ static void need(int there, int count) {
 static char *text;
 static size_t text_length;
 static double pause_seconds;
-static uint64_t echoes;
+static uint64_t echoes, all_echoes;
 
 static void say(struct client *one) {
     one->sent = nanoseconds();
@@ -301,6 +301,7 @@ static void echoed(struct client *one, uint64_t length) {
     }
     note(one->sent);
     echoes++;
+    all_echoes++;
     one->received = moment;
     one->sent = 0;
     if (!pause_seconds)
@@ -336,8 +337,8 @@ static void echo(int count, double lasting, int bytes, double pause) {
     for (int each = 0; each < count; each++)
         if (all[each].phase == OPEN && all[each].sent && (nanoseconds() - all[each].sent) / 1000 > longest)
             longest = (nanoseconds() - all[each].sent) / 1000;
-    printf("{\"messages\": %lu, \"seconds\": %.4f, \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"max_ms\": %.3f, \"failed\": %d}\n",
-           echoes, took, percentile(0.5), percentile(0.99), longest / 1e3, failed);
+    printf("{\"messages\": %lu, \"with_warming\": %lu, \"seconds\": %.4f, \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"max_ms\": %.3f, \"failed\": %d}\n",
+           echoes, all_echoes, took, percentile(0.5), percentile(0.99), longest / 1e3, failed);
 }
 
 /* fan */

@@ -29,8 +29,7 @@ def run(comparison: Comparison) -> list[Section]:
             )
             if seen["failed"]:
                 raise RuntimeError(f"{seen['failed']:.0f} connections were cut")
-            # All messages, those before the counting began too.
-            return {**seen, "processor_us": (server.processor_time() - spent) / seen["messages"] * 1e6}
+            return {**seen, "processor_us": (server.processor_time() - spent) / seen["with_warming"] * 1e6}
 
     section = Section(
         f"Echo: {plan.echo_connections} connections, {plan.payload} bytes, 1 worker",

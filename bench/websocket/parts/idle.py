@@ -8,7 +8,6 @@ from bench.websocket.clients import crowd
 from bench.websocket.comparison import Comparison, running
 from bench.websocket.contenders import (
     BLOCKING,
-    BLOCKING_STOCK,
     EVENTS,
     GIN,
     GIN_EVENTS,
@@ -71,7 +70,7 @@ def run(comparison: Comparison) -> list[Section]:
     sockets = Section(
         f"Idle WebSockets: the worker's memory at {count}",
         COLUMNS,
-        comparison.measure((OURS, BLOCKING, BLOCKING_STOCK, STOCK, GIN), once),
+        comparison.measure((OURS, BLOCKING, STOCK, GIN), once),
         compared="kib_per_connection",
         against=OURS,
     )
