@@ -285,6 +285,8 @@ def test_ctrl_c_ends_a_load_early_and_in_order(peer: LoadPeer) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # The tests may have been started with it ignored, as what a shell puts into the background is.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         port = int(peer.ws.rpartition(":")[2])
