@@ -21,7 +21,7 @@ from tests.support.users import Everybody
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 NOW = datetime.now(UTC)
 ANN = User(7, "Ann", "ann@example.com", "admin", version=1, created_at=NOW, updated_at=NOW)
-TOKENS = TokenSigner(SECRET, lifetime=600)
+TOKENS = TokenSigner(SECRET, lifetime=86_400)
 TICKETS = TicketSigner(SECRET, lifetime=30, spent=SpentInMemory())
 SIGNED_IN = {"Authorization": f"Bearer {TOKENS.issue(ANN)[0]}"}
 
