@@ -71,14 +71,22 @@ def crowd_server(workers: int, *arguments: str, **environment: str) -> Iterator[
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def plan(server: GunicornServer, kind: str, connections: int) -> Plan:
-    """Clients that check what comes and go on where they were."""
+def plan(server: GunicornServer, kind: str, connections: int, seconds: float = 60.0) -> Plan:
+    """Clients that check what comes and go on where they were, and stay for so long and a while more."""
     url = (
         f"ws://127.0.0.1:{server.port}/ws/{CHANNEL}"
         if kind == "ws"
         else f"http://127.0.0.1:{server.port}/events/{CHANNEL}"
     )
-    return Plan(kind=kind, url=url, connections=connections, check=True, resume="since", reconnect=RETURN)
+    return Plan(
+        kind=kind,
+        url=url,
+        connections=connections,
+        seconds=seconds + 60.0,
+        check=True,
+        resume="since",
+        reconnect=RETURN,
+    )
 
 
 def sockets_of(pid: int) -> int:
@@ -211,7 +219,7 @@ def test_a_hundred_thousand_websockets_hear_a_message_every_ten_seconds(
     seconds: float,
 ) -> None:
     free = available()
-    with crowd_server(WORKERS) as (server, channels), Load(plan(server, "ws", CROWD)) as load:
+    with crowd_server(WORKERS) as (server, channels), Load(plan(server, "ws", CROWD, seconds)) as load:
         assert load.until(lambda tally: tally.open == CROWD, within=180), load.tally
         before = {pid: processor(pid) for pid in server.worker_pids()}
         publisher = Publisher(channels, 10.0)
